@@ -1,0 +1,1 @@
+//! Sockets: batched multicast I/O, the TLS control channel, interface discovery, IGMP.

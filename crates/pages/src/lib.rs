@@ -1,0 +1,1 @@
+//! Page identity: images, uniform pages, merge index, bitmaps, page encodings.

@@ -1,0 +1,1 @@
+//! Bytes on the network: datagram and control codecs, sealing, limits.

@@ -1,0 +1,1 @@
+//! A block of bytes to and from source and repair symbols.

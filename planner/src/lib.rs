@@ -1,0 +1,1 @@
+//! Who hosts which VM, in which multicast groups, in which order.

@@ -1,0 +1,1 @@
+//! Collects, verifies and places blocks into the images of the VMs of a host.

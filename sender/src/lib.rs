@@ -1,0 +1,1 @@
+//! Merges, encodes, multicasts and repairs the pages of many VMs.
