@@ -1,0 +1,24 @@
+//! The named maxima of everything that a peer can make us hold.
+
+/// A block's bytes (DESIGN.md §3).
+pub const BLOCK_BYTES_MAX: u32 = 1 << 20;
+/// A control frame's bytes: a whole block in a catch-up message, and room for its header.
+pub const FRAME_BYTES_MAX: u32 = BLOCK_BYTES_MAX + 4096;
+/// A symbol's bytes: a jumbo datagram's payload, rounded to the 8 bytes that FEC aligns to.
+pub const SYMBOL_BYTES_MAX: u16 = 8920;
+/// The smallest symbol that a session may use as its maximum.
+pub const SYMBOL_BYTES_MIN: u16 = 64;
+/// Virtual machines in one offer.
+pub const VMS_MAX: usize = 4096;
+/// Bytes of a VM's, host's or transfer's name.
+pub const NAME_BYTES_MAX: usize = 128;
+/// Bytes of a reason in words.
+pub const REASON_BYTES_MAX: usize = 1024;
+/// Blocks announced in one message.
+pub const ANNOUNCED_MAX: usize = 1024;
+/// Digests of held blocks in one message.
+pub const DIGESTS_MAX: usize = 16 * 1024;
+/// Deficits in one report.
+pub const DEFICITS_MAX: usize = 4096;
+/// Ranges of blocks in one message.
+pub const RANGES_MAX: usize = 4096;
