@@ -1,0 +1,89 @@
+//! Writing a block body.
+
+use super::compress::Scratch;
+use super::encoding::Encoding;
+use super::header::{HEADER_LEN, Header};
+use super::placements::{self, RUN_LEN, UNIFORM_LEN};
+use super::{BlockParts, ContentRun};
+use crate::page::PAGE_SIZE;
+
+/// The longest body that so many contents, content runs and uniform runs can take, in bytes. Most take far
+/// less, see [`encode_block`].
+#[must_use]
+pub const fn body_len_max(contents: usize, runs: usize, uniform: usize) -> usize {
+    HEADER_LEN + contents * PAGE_SIZE + runs * RUN_LEN.1 + uniform * UNIFORM_LEN.1
+}
+
+/// Writes a block body. The contents are compressed as one stream; they, and the placements (about four
+/// bytes for an isolated one, before compression), stay as they are where compression does not make them
+/// smaller. The result depends on `parts` and `encoding` only.
+///
+/// # Panics
+///
+/// If a run is empty, names a content that is not there or leaves the range of pages, or the body would not
+/// be far below 4 GiB.
+#[must_use]
+pub fn encode_block(parts: &BlockParts<'_>, encoding: Encoding, scratch: &mut Scratch) -> Vec<u8> {
+    let len_max = body_len_max(parts.contents.len(), parts.runs.len(), parts.uniform.len());
+    assert!(u32::try_from(len_max).is_ok(), "a block is far below 4 GiB");
+
+    let mut plain_placements = scratch.take();
+    plain_placements.clear();
+    let mut ends = std::mem::take(&mut scratch.ends);
+    placements::write(parts, &mut ends, &mut plain_placements);
+    scratch.ends = ends;
+    // Columns of small numbers compress well even where pages are to stay as they are; LZ4 costs next to
+    // nothing on so few bytes.
+    let placement_encoding = if encoding == Encoding::Raw { Encoding::Lz4 } else { encoding };
+    let mut packed_placements = scratch.take();
+    let placements_packed = scratch.compress(placement_encoding, &plain_placements, &mut packed_placements);
+    let placements = if placements_packed { &packed_placements } else { &plain_placements };
+
+    let plain_len = parts.contents.len() * PAGE_SIZE;
+    let mut packed_contents = scratch.take();
+    let contents_packed = encoding != Encoding::Raw && {
+        let mut plain = scratch.take();
+        plain.clear();
+        plain.reserve_exact(plain_len);
+        parts.contents.iter().for_each(|page| plain.extend_from_slice(*page));
+        let packed = scratch.compress(encoding, &plain, &mut packed_contents);
+        scratch.give_back(plain);
+        packed
+    };
+    let contents_stored = if contents_packed { packed_contents.len() } else { plain_len };
+
+    let header = Header {
+        encoding: if contents_packed { encoding } else { Encoding::Raw },
+        placement_code: if placements_packed { placement_encoding.code() } else { Encoding::RAW },
+        runs: len_u32(parts.runs.len()),
+        uniform: len_u32(parts.uniform.len()),
+        contents: len_u32(parts.contents.len()),
+        placement_len: len_u32(plain_placements.len()),
+        placement_stored: len_u32(placements.len()),
+        contents_stored: len_u32(contents_stored),
+    };
+    let mut body = Vec::with_capacity(HEADER_LEN + placements.len() + contents_stored);
+    header.write(&mut body);
+    body.extend_from_slice(placements);
+    if contents_packed {
+        body.extend_from_slice(&packed_contents);
+    } else {
+        parts.contents.iter().for_each(|page| body.extend_from_slice(*page));
+    }
+    for buffer in [plain_placements, packed_placements, packed_contents] {
+        scratch.give_back(buffer);
+    }
+    body
+}
+
+fn len_u32(len: usize) -> u32 {
+    u32::try_from(len).expect("bounded by the body's length")
+}
+
+impl ContentRun {
+    /// The run of a single page.
+    #[must_use]
+    pub const fn single(vm: crate::VmId, pfn: crate::Pfn, content: u32) -> Self {
+        Self { vm, pfn, content, count: 1 }
+    }
+}
