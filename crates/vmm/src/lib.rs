@@ -1,1 +1,11 @@
-//! Hypervisor adapters: image files.
+//! Where virtual machines' memory comes from: a module for each kind of source.
+//!
+//! Now: [`image`], files that hold a VM's memory. [`image::MappedImage::open`] maps one and hands out its
+//! pages as a [`pages::PageSource`].
+//!
+//! Not here: what pages have in common (crate `pages`), writing received files (crate `receiver`), running
+//! hypervisors. `unsafe` stands here for mapped memory only.
+
+pub mod image;
+
+pub use image::{ImageError, ImageFormat, ImageInfo, MappedImage, RamBlock};
