@@ -1,1 +1,45 @@
 //! Who hosts which VM, in which multicast groups, in which order.
+//!
+//! The way through the crate: an [`Inventory`] (hosts, VMs, constraints, the multicast range) and, where
+//! images were measured, [`Signatures`] (bytes per exact set of VMs) go into [`make_plan`], which
+//! [`place`]s the VMs, [`schedule`]s the host sets that follow, [`predict`]s the bytes on every link and
+//! returns a [`Plan`] that passed the independent [`check`]. `send` later calls [`schedule`] again with the
+//! weights that it measured itself.
+//!
+//! Everything here is a pure function over explicit values: no I/O, no clock, no global state; randomness
+//! comes from a seed that is an argument, so equal inputs give equal plans on every machine.
+//!
+//! Not here: reading images, opening sockets, choosing a sending rate, compressing pages. Byte counts are
+//! payload bytes as given by the caller; headers, sealing and repair come on top.
+//!
+//! `docs/planner.md` explains the cost model and the bounds, `docs/plan-format.md` the two files.
+#![forbid(unsafe_code)]
+
+mod check;
+mod host_set;
+pub mod inventory;
+mod make;
+mod place;
+pub mod plan;
+mod pool;
+mod predict;
+mod rng;
+mod schedule;
+mod signatures;
+
+pub use check::{Violation, check};
+pub use host_set::HostSet;
+pub use inventory::{Inventory, InventoryError, Isolation};
+pub use make::{PlanError, make_plan, segment_weights};
+pub use place::{Change, Constraint, Infeasible, Method, PlaceError, Placement, Resource, place};
+pub use plan::{Plan, PlanFileError};
+pub use pool::{Pool, PoolError};
+pub use predict::{HostPrediction, LinkRates, Prediction, predict};
+pub use schedule::{
+    Bounds, Channel, GroupLimits, Membership, Schedule, ScheduledGroup, ScheduledSegment, SegmentWeight,
+    schedule,
+};
+pub use signatures::{SignatureError, SignatureWeight, Signatures};
+
+/// Version of `inventory.json`, `plan.json` and the signatures file that this release reads and writes.
+pub const FORMAT_VERSION: u32 = 1;

@@ -1,0 +1,102 @@
+//! The checker: whether a plan holds, found out without any of the code that makes plans.
+//!
+//! It reads the plan by its names, the way an operator would, and derives everything anew.
+
+mod fits;
+mod sending;
+mod violation;
+
+use std::collections::BTreeMap;
+
+use crate::FORMAT_VERSION;
+use crate::inventory::Inventory;
+use crate::plan::Plan;
+
+pub use violation::Violation;
+
+/// Checks a plan, and with an inventory whether it is a plan of that inventory as it is now.
+///
+/// Every plan is checked before use. O(size of the plan · log) time.
+///
+/// # Errors
+/// Everything that does not hold, in the plan's order.
+pub fn check(plan: &Plan, inventory: Option<&Inventory>) -> Result<(), Vec<Violation>> {
+    let mut found = Vec::new();
+    if plan.version != FORMAT_VERSION {
+        found.push(Violation::Version { found: plan.version });
+    }
+    let names = Names::of(plan, &mut found);
+    fits::check_hosts(plan, &names, &mut found);
+    sending::check_sending(plan, &names, &mut found);
+    if let Some(inventory) = inventory {
+        fits::check_inventory(plan, inventory, &mut found);
+    }
+    if found.is_empty() { Ok(()) } else { Err(found) }
+}
+
+/// Position of each name.
+struct Names<'a> {
+    hosts: BTreeMap<&'a str, usize>,
+    /// For each VM the positions of its hosts, unknown ones left out.
+    vm_hosts: Vec<Vec<usize>>,
+}
+
+impl<'a> Names<'a> {
+    fn of(plan: &'a Plan, found: &mut Vec<Violation>) -> Self {
+        if plan.hosts.is_empty() || plan.hosts.len() > usize::from(u16::MAX) {
+            found.push(Violation::Count { list: "hosts", count: plan.hosts.len() });
+        }
+        if plan.vms.is_empty() || plan.vms.len() > usize::from(u16::MAX) {
+            found.push(Violation::Count { list: "vms", count: plan.vms.len() });
+        }
+        let mut hosts = BTreeMap::new();
+        for (index, host) in plan.hosts.iter().enumerate() {
+            check_name("host", &host.name, found);
+            if hosts.insert(host.name.as_str(), index).is_some() {
+                found.push(Violation::Duplicate { kind: "host", name: host.name.clone() });
+            }
+        }
+        let mut vms = BTreeMap::new();
+        for vm in &plan.vms {
+            check_name("VM", &vm.name, found);
+            if vms.insert(vm.name.as_str(), ()).is_some() {
+                found.push(Violation::Duplicate { kind: "VM", name: vm.name.clone() });
+            }
+        }
+        let mut names = Self { hosts, vm_hosts: Vec::new() };
+        names.vm_hosts = plan
+            .vms
+            .iter()
+            .map(|vm| names.positions(&format!("VM `{}`", vm.name), &vm.hosts, found))
+            .collect();
+        names
+    }
+
+    /// Positions of a list of hosts, ascending; notes what is wrong with the list.
+    fn positions(&self, thing: &str, hosts: &[String], found: &mut Vec<Violation>) -> Vec<usize> {
+        if hosts.is_empty() {
+            found.push(Violation::NoHosts { thing: thing.to_owned() });
+        }
+        let mut positions = Vec::with_capacity(hosts.len());
+        for host in hosts {
+            match self.hosts.get(host.as_str()) {
+                Some(&position) => positions.push(position),
+                None => found.push(Violation::UnknownHost { thing: thing.to_owned(), host: host.clone() }),
+            }
+        }
+        positions.sort_unstable();
+        if positions.windows(2).any(|pair| pair[0] == pair[1]) {
+            found.push(Violation::HostTwice { thing: thing.to_owned() });
+            positions.dedup();
+        }
+        positions
+    }
+}
+
+/// Names become file names at the receivers, so none may lead out of a directory.
+fn check_name(kind: &'static str, name: &str, found: &mut Vec<Violation>) {
+    let is_file_name = !name.is_empty() && name.len() <= 253 && !name.starts_with('.');
+    if !is_file_name || name.contains(|c: char| c == '/' || c == '\\' || c.is_control()) {
+        found.push(Violation::Name { kind, name: name.to_owned() });
+    }
+}

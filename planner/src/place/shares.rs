@@ -1,0 +1,79 @@
+//! Bytes that a VM has in common with what a host gets anyway.
+
+use super::problem::Problem;
+use crate::signatures::Weights;
+
+/// Most counters kept: 100 MB.
+const COUNTERS_MAX: usize = 50_000_000;
+
+/// The signatures that guide placement: those of several VMs, heaviest first as far as counters allow.
+pub(super) struct Sharing {
+    hosts: usize,
+    /// Bytes of each signature.
+    pub(super) bytes: Vec<u64>,
+    /// VMs of each signature.
+    pub(super) vms: Vec<Vec<u16>>,
+    /// Signatures of each VM.
+    pub(super) of_vm: Vec<Vec<usize>>,
+}
+
+impl Sharing {
+    pub(super) fn new(problem: &Problem, weights: &Weights) -> Self {
+        let mut several: Vec<&(Vec<u16>, u64)> = weights.iter().filter(|(vms, _)| vms.len() > 1).collect();
+        several.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
+        several.truncate(COUNTERS_MAX / problem.hosts.len().max(1));
+        let mut of_vm = vec![Vec::new(); problem.vms.len()];
+        for (signature, (vms, _)) in several.iter().enumerate() {
+            for &vm in vms {
+                of_vm[usize::from(vm)].push(signature);
+            }
+        }
+        Self {
+            hosts: problem.hosts.len(),
+            bytes: several.iter().map(|(_, bytes)| *bytes).collect(),
+            vms: several.iter().map(|(vms, _)| vms.clone()).collect(),
+            of_vm,
+        }
+    }
+
+    pub(super) fn is_any(&self) -> bool {
+        !self.bytes.is_empty()
+    }
+}
+
+/// How many VMs of each signature each host has.
+pub(super) struct Shares<'a> {
+    sharing: &'a Sharing,
+    count: Vec<u16>,
+}
+
+impl<'a> Shares<'a> {
+    pub(super) fn new(sharing: &'a Sharing) -> Self {
+        Self { sharing, count: vec![0; sharing.hosts * sharing.bytes.len()] }
+    }
+
+    /// Bytes of `vm`'s shared contents that `host` needs for other VMs.
+    pub(super) fn shared(&self, vm: usize, host: usize, vm_is_there: bool) -> u64 {
+        let counts = self.row(host);
+        let others = |&&signature: &&usize| counts[signature] > u16::from(vm_is_there);
+        self.sharing.of_vm[vm].iter().filter(others).map(|&signature| self.sharing.bytes[signature]).sum()
+    }
+
+    pub(super) fn add(&mut self, vm: usize, host: usize) {
+        let base = host * self.sharing.bytes.len();
+        for signature in &self.sharing.of_vm[vm] {
+            self.count[base + signature] += 1;
+        }
+    }
+
+    pub(super) fn remove(&mut self, vm: usize, host: usize) {
+        let base = host * self.sharing.bytes.len();
+        for signature in &self.sharing.of_vm[vm] {
+            self.count[base + signature] -= 1;
+        }
+    }
+
+    fn row(&self, host: usize) -> &[u16] {
+        &self.count[host * self.sharing.bytes.len()..][..self.sharing.bytes.len()]
+    }
+}
