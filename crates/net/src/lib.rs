@@ -11,8 +11,11 @@
 //! What the datagrams and frames say is not known here (crate `wire`), nor when to send them (`sender`,
 //! `receiver`). Linux only.
 
+pub mod control;
 pub mod interface;
+pub mod pki;
 mod sys;
+mod time;
 pub mod udp;
 
 pub use interface::{Interface, InterfaceError};

@@ -1,4 +1,5 @@
 //! The crate against the real kernel: loopback, and network namespaces where this user may make them.
 
+mod control;
 mod namespace;
 mod udp;
