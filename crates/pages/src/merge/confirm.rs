@@ -3,7 +3,6 @@
 use super::Hashes;
 use super::entry::{Entry, entry, is_settled, order, page, same_key, settle, settled_first, unsettle};
 use super::layout::Layout;
-use super::scan::spread;
 use rayon::prelude::*;
 use std::sync::OnceLock;
 
@@ -42,7 +41,7 @@ impl Confirm<'_> {
         rest.par_iter_mut().with_min_len(16).for_each(|e| {
             let (domain, bytes) = self.layout.page(page(e));
             let digest = u128::from_le_bytes((self.hashes.keyed)(key, bytes));
-            *e = entry(digest ^ spread(domain), page(e));
+            *e = entry(digest ^ (self.hashes.spread)(domain), page(e));
         });
         rest.par_sort_unstable_by(order);
         rest.par_chunk_by_mut(same_key).for_each(|bucket| {

@@ -55,6 +55,9 @@ pub(crate) struct Hashes {
     pub(crate) candidate: fn(&Page) -> u128,
     /// Keyed; decides among pages that collide under `candidate`.
     pub(crate) keyed: fn(&[u8; 32], &Page) -> [u8; 16],
+    /// Added to either, keeps equal pages of different domains apart, so that they are not even compared;
+    /// that they are never merged does not rest on it. 0 for domain 0.
+    pub(crate) spread: fn(u32) -> u128,
 }
 
 pub(crate) const HASHES: Hashes = Hashes {
@@ -63,6 +66,7 @@ pub(crate) const HASHES: Hashes = Hashes {
         let digest = blake3::keyed_hash(key, page);
         *digest.as_bytes().first_chunk().expect("a digest has 32 bytes")
     },
+    spread: |domain| u128::from(domain).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835),
 };
 
 /// Merges all pages of all sources: two placements share a [`ContentId`] exactly if their domains and their

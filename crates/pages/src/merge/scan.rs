@@ -91,7 +91,7 @@ fn tasks<'e>(layout: &Layout<'_>, mut room: &'e mut [Entry]) -> Vec<Task<'e>> {
 
 fn run(layout: &Layout<'_>, hashes: &Hashes, task: &mut Task<'_>) -> Done {
     let source = layout.sources[usize::from(task.vm.0)];
-    let domain = spread(layout.domains[usize::from(task.vm.0)]);
+    let spread = (hashes.spread)(layout.domains[usize::from(task.vm.0)]);
     let row = layout.starts.join(task.vm, task.first);
     let mut runs: Vec<UniformRun> = Vec::new();
     let mut used = 0;
@@ -101,18 +101,12 @@ fn run(layout: &Layout<'_>, hashes: &Hashes, task: &mut Task<'_>) -> Done {
         if let Some(word) = uniform_word(page) {
             append(&mut runs, 0, UniformRun { first: pfn, count: 1, word });
         } else {
-            task.out[used] = entry((hashes.candidate)(page) ^ domain, row + at);
+            task.out[used] = entry((hashes.candidate)(page) ^ spread, row + at);
             used += 1;
         }
     }
     runs.shrink_to_fit();
     Done { vm: task.vm, room: task.out.len(), used, runs }
-}
-
-/// Added to a key, keeps equal pages of different domains apart, so that they are not even compared. That
-/// they are never merged does not rest on this; domain 0 changes nothing.
-pub(crate) fn spread(domain: u32) -> u128 {
-    u128::from(domain).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835)
 }
 
 /// Appends a run, or lengthens the last one by it; the runs from `base` on are of the same VM.
