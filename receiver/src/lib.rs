@@ -1,1 +1,17 @@
 //! Collects, verifies and places blocks into the images of the VMs of a host.
+//!
+//! A datagram's way: [`driver`] reads it in a batch, [`session`] opens it into its block, [`check`] decodes the
+//! block, compares its digest and decompresses it, [`store`] writes its pages and its journal record. The
+//! session knows no I/O and no clock; [`service`] is the process around it: it listens, authenticates senders,
+//! and runs one transfer at a time.
+//!
+//! Entry types: [`service::Service`] for a receiver, [`session::Session`] for a simulation.
+
+#![forbid(unsafe_code)]
+
+pub mod check;
+pub mod driver;
+//mod probe;
+pub mod service;
+pub mod session;
+pub mod store;

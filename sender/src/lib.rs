@@ -1,1 +1,16 @@
 //! Merges, encodes, multicasts and repairs the pages of many VMs.
+//!
+//! A page's way: [`prepare`] reads and merges it into a segment, [`encode`] puts it into a block, [`session`]
+//! decides when the block's symbols go where and what is repaired how, [`driver`] seals and sends them, each in
+//! batches. The session knows no I/O and no clock.
+//!
+//! Entry types: [`prepare::Prepared`], then [`driver::Transfer`]; [`session::Session`] for a simulation.
+
+#![forbid(unsafe_code)]
+
+pub mod driver;
+pub mod encode;
+pub mod prepare;
+pub mod rate;
+pub mod session;
+pub mod window;

@@ -22,7 +22,7 @@
 use crate::seal::ChannelSecret;
 use crate::{BlockId, ChannelId, Digest, VERSION, limits};
 use serde::{Deserialize, Serialize};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 /// What the sender says to a host.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -140,6 +140,8 @@ pub struct Offer {
     pub symbol_size_max: u16,
     /// UDP port of the session's multicast groups.
     pub multicast_port: u16,
+    /// The groups are IPv6's.
+    pub ipv6: bool,
     /// The VMs for this host.
     pub vms: Vec<VmOffer>,
 }
@@ -149,8 +151,8 @@ pub struct Offer {
 pub struct Accept {
     /// Version that the host will speak.
     pub version: u8,
-    /// Where unicast datagrams for this host go.
-    pub unicast_port: u16,
+    /// Where unicast datagrams for this host go; of the groups' address family.
+    pub unicast: SocketAddr,
     /// Bytes of datagrams that the host can take in before it reports: its receive credit.
     pub credit_bytes: u64,
 }
@@ -474,6 +476,7 @@ mod tests {
             host: "h1".into(),
             symbol_size_max: 1424,
             multicast_port: 7700,
+            ipv6: false,
             vms: vec![vm],
         })
     }

@@ -9,10 +9,13 @@
 
 #![forbid(unsafe_code)]
 
+mod block_set;
 pub mod control;
 pub mod datagram;
 pub mod limits;
 pub mod seal;
+
+pub use block_set::BlockSet;
 
 /// The protocol's version, sent in the first control message and in each datagram. Zero is invalid.
 pub const VERSION: u8 = 1;

@@ -6,8 +6,6 @@ pub const BLOCK_BYTES_MAX: u32 = 1 << 20;
 pub const FRAME_BYTES_MAX: u32 = BLOCK_BYTES_MAX + 4096;
 /// A symbol's bytes: a jumbo datagram's payload, rounded to the 8 bytes that FEC aligns to.
 pub const SYMBOL_BYTES_MAX: u16 = 8920;
-/// The smallest symbol that a session may use as its maximum.
-pub const SYMBOL_BYTES_MIN: u16 = 64;
 /// Virtual machines in one offer.
 pub const VMS_MAX: usize = 4096;
 /// Bytes of a VM's, host's or transfer's name.

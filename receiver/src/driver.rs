@@ -1,0 +1,224 @@
+//! The threads of one transfer: this one reads sockets and runs the session, workers check blocks.
+//!
+//! Sockets are drained here and pages written by the workers, so that a slow disk fills the sender's window of
+//! unacknowledged blocks and not the socket's buffer.
+
+use crate::check::{Checked, Job, check};
+use crate::session::{Action, Session, SessionConfig};
+use crate::store::Intake;
+use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, unbounded};
+use net::udp::{UdpReceiver, Waker};
+use pages::VmId;
+use pages::block::{BlockLimits, Scratch};
+use std::io;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc::UnboundedSender;
+use wire::control::{HostStats, Message, Offer, ToHost, ToSender};
+
+/// Jobs that may wait for a worker; the session's bound on bytes in flight is tighter.
+const JOBS_MAX: usize = 4096;
+/// The receiving thread wakes at least this often.
+const IDLE: Duration = Duration::from_millis(200);
+
+/// One end of the connection to a sender, as the driver sees it.
+pub struct Link {
+    /// Messages of the sender; an `Err` with the reason when the connection is lost.
+    pub incoming: Receiver<Result<ToHost, String>>,
+    /// Frames to the sender.
+    pub outgoing: UnboundedSender<Vec<u8>>,
+}
+
+/// How a transfer ended at this host.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Ended {
+    /// Every image is complete, and the sender has released the transfer.
+    Complete(HostStats),
+    /// Every image is complete; the sender was lost before it said that all is over. The journal stays.
+    CompleteUnreleased(HostStats),
+    /// The connection was lost, or another session of the same transfer took over. What is held stays.
+    Interrupted(String),
+    /// Cancelled by the sender, or this host could not go on. What is held stays.
+    Failed(String),
+}
+
+enum WorkerResult {
+    Checked(Checked),
+    Finished(u16, Result<(), String>),
+}
+
+enum Task {
+    Check(Box<Job>),
+    Finish(u16),
+}
+
+/// Everything one transfer needs.
+pub struct Driver<'a> {
+    /// The sockets.
+    pub sockets: &'a mut UdpReceiver,
+    /// Wakes this thread out of the sockets' poll.
+    pub waker: &'a Arc<Waker>,
+    /// The connection to the sender.
+    pub link: Link,
+    /// The images.
+    pub intake: Arc<Intake>,
+    /// Threads that check blocks.
+    pub workers: usize,
+    /// Asked now and then: `Some(reason)` ends the transfer, and what is held stays.
+    pub preempted: &'a mut dyn FnMut() -> Option<String>,
+}
+
+struct Workers {
+    tasks: Option<Sender<Task>>,
+    results: Receiver<WorkerResult>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Workers {
+    fn start(count: usize, intake: &Arc<Intake>, waker: &Arc<Waker>) -> Self {
+        let (tasks, queue) = bounded::<Task>(JOBS_MAX);
+        let (out, results) = unbounded();
+        let threads = (0..count.max(1))
+            .map(|index| {
+                let (queue, out) = (queue.clone(), out.clone());
+                let (intake, waker) = (Arc::clone(intake), Arc::clone(waker));
+                std::thread::Builder::new()
+                    .name(format!("place-{index}"))
+                    .spawn(move || {
+                        let (limits, mut scratch) = (BlockLimits::default(), Scratch::new());
+                        for task in queue {
+                            let result = match task {
+                                Task::Check(job) => {
+                                    WorkerResult::Checked(check(*job, &intake, &limits, &mut scratch))
+                                }
+                                Task::Finish(vm) => {
+                                    let finished = intake.finish(VmId(vm)).map(|_| ()).map_err(|e| e.to_string());
+                                    WorkerResult::Finished(vm, finished)
+                                }
+                            };
+                            if out.send(result).is_err() {
+                                return;
+                            }
+                            waker.wake();
+                        }
+                    })
+                    .expect("the system can start a thread")
+            })
+            .collect();
+        Self { tasks: Some(tasks), results, threads }
+    }
+
+    fn submit(&self, task: Task) {
+        if let Some(tasks) = &self.tasks {
+            tasks.send(task).expect("workers live as long as their queue");
+        }
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        self.tasks = None;
+        for thread in self.threads.drain(..) {
+            // A panic was reported by the thread; the transfer then ends by the sender's time-out.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Driver<'_> {
+    /// Receives until the transfer ends. The session has accepted `offer` already.
+    ///
+    /// # Errors
+    /// The sockets'.
+    pub fn run(self, offer: &Offer) -> io::Result<Ended> {
+        let start = Instant::now();
+        let cpu_at_start = usage::cpu();
+        let mut session = Session::new(SessionConfig::new(offer.symbol_size_max, offer.vms.len()));
+        let vms: Vec<u16> = offer.vms.iter().map(|vm| vm.vm).collect();
+        let complete = |intake: &Intake| -> Vec<u16> {
+            vms.iter().copied().filter(|vm| intake.is_complete(VmId(*vm))).collect()
+        };
+        session.handle_complete_vms(&complete(&self.intake));
+        let workers = Workers::start(self.workers, &self.intake, self.waker);
+        let mut all_complete = None;
+        loop {
+            let timeout = session.poll_timeout().map_or(IDLE, |at| at.saturating_sub(start.elapsed()).min(IDLE));
+            let received =
+                self.sockets.recv_batch(timeout, self.waker, |_, datagram| session.handle_datagram(datagram))?;
+            let now = start.elapsed();
+            for result in workers.results.try_iter() {
+                match result {
+                    WorkerResult::Checked(checked) => session.handle_checked(now, checked),
+                    WorkerResult::Finished(vm, Ok(())) => session.handle_finished(vm),
+                    WorkerResult::Finished(_, Err(reason)) => {
+                        self.send(&ToSender::Failed { reason: wire::control::reason(&reason) });
+                        return Ok(Ended::Failed(reason));
+                    }
+                }
+            }
+            let intake = Arc::clone(&self.intake);
+            let mut held = |digest: &wire::Digest| intake.confirm_held(digest).then(|| complete(&intake));
+            loop {
+                match self.link.incoming.try_recv() {
+                    Ok(Ok(message)) => {
+                        if let Err(error) = session.handle_control(now, message, &mut held) {
+                            return Ok(Ended::Interrupted(format!("the sender broke the protocol: {error}")));
+                        }
+                    }
+                    Ok(Err(reason)) => return Ok(lost(all_complete, reason)),
+                    Err(TryRecvError::Empty) => break,
+                    Err(TryRecvError::Disconnected) => return Ok(lost(all_complete, "connection closed".into())),
+                }
+            }
+            if received.datagrams == 0 {
+                session.handle_drained(now);
+            }
+            session.handle_timeout(now);
+            while let Some(action) = session.poll_action() {
+                match action {
+                    Action::Send(message) => self.send(&message),
+                    Action::Join { channel, group } => {
+                        let joined = self.sockets.join(group).map_err(|error| error.to_string());
+                        session.joined(channel, joined);
+                    }
+                    Action::Leave { group } => {
+                        if let Err(error) = self.sockets.leave(group) {
+                            tracing::warn!(%group, %error, "cannot leave a group");
+                        }
+                    }
+                    Action::Check(job) => workers.submit(Task::Check(job)),
+                    Action::FinishVm(vm) => workers.submit(Task::Finish(vm)),
+                    Action::AllPlaced => {
+                        let drops = self.sockets.refresh_drops().unwrap_or_default();
+                        let cpu = usage::cpu().saturating_sub(cpu_at_start);
+                        session.all_complete(cpu, usage::memory().peak_resident, drops);
+                        all_complete = Some(session.stats().clone());
+                    }
+                    Action::End { released: true, .. } => {
+                        return Ok(Ended::Complete(all_complete.unwrap_or_default()));
+                    }
+                    Action::End { reason, .. } => {
+                        return Ok(Ended::Failed(reason.unwrap_or_else(|| "cancelled".into())));
+                    }
+                }
+            }
+            if let Some(reason) = (self.preempted)() {
+                return Ok(lost(all_complete, reason));
+            }
+        }
+    }
+
+    fn send(&self, message: &ToSender) {
+        // A closed connection shows itself on the incoming side, with its reason.
+        let _ = self.link.outgoing.send(message.encode());
+    }
+}
+
+fn lost(all_complete: Option<HostStats>, reason: String) -> Ended {
+    match all_complete {
+        Some(stats) => Ended::CompleteUnreleased(stats),
+        None => Ended::Interrupted(reason),
+    }
+}

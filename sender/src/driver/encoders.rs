@@ -1,0 +1,115 @@
+//! The threads that encode stripes, and the order in which their blocks come out.
+
+use super::Happening;
+use crate::encode::{EncodePlan, EncodedBlock, encode_stripe};
+use crate::prepare::{Prepared, Stripe};
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use pages::block::Scratch;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+/// Encodes stripes in the order of the schedule, and single stripes once more for hosts that catch up.
+pub(super) struct Encoders {
+    jobs: Option<Sender<Job>>,
+    threads: Vec<JoinHandle<()>>,
+    stripes: Vec<Stripe>,
+    next: usize,
+    next_out: usize,
+    ready: BTreeMap<usize, Vec<EncodedBlock>>,
+    /// Stripes handed to the threads and not taken back.
+    pub(super) pending: usize,
+}
+
+struct Job {
+    stripe: usize,
+    spec: Stripe,
+    again: bool,
+}
+
+/// A stripe's blocks, done.
+pub(super) struct Encoded {
+    pub(super) stripe: usize,
+    pub(super) blocks: Vec<EncodedBlock>,
+    /// For catching up, not in the order of the schedule.
+    pub(super) again: bool,
+}
+
+impl Encoders {
+    pub(super) fn start(
+        prepared: &Arc<Prepared>,
+        stripes: Vec<Stripe>,
+        plan: EncodePlan,
+        threads: usize,
+        out: &Sender<Happening>,
+    ) -> Self {
+        let (jobs, queue) = unbounded();
+        let threads = (0..threads.max(1))
+            .map(|index| {
+                let (prepared, queue, out) = (Arc::clone(prepared), queue.clone(), out.clone());
+                std::thread::Builder::new()
+                    .name(format!("encode-{index}"))
+                    .spawn(move || work(&prepared, &plan, &queue, &out))
+                    .expect("the system can start a thread")
+            })
+            .collect();
+        Self { jobs: Some(jobs), threads, stripes, next: 0, next_out: 0, ready: BTreeMap::new(), pending: 0 }
+    }
+
+    pub(super) fn has_more(&self) -> bool {
+        self.next < self.stripes.len()
+    }
+
+    /// Starts on the next stripe of the schedule.
+    pub(super) fn start_next(&mut self) {
+        self.submit(self.next, false);
+        self.next += 1;
+        self.pending += 1;
+    }
+
+    /// Encodes a stripe once more.
+    pub(super) fn encode_again(&self, stripe: usize) {
+        self.submit(stripe, true);
+    }
+
+    fn submit(&self, stripe: usize, again: bool) {
+        let job = Job { stripe, spec: self.stripes[stripe].clone(), again };
+        if let Some(jobs) = &self.jobs {
+            jobs.send(job).expect("encoders live as long as their queue");
+        }
+    }
+
+    /// Takes back a stripe; `pop` gives stripes in order.
+    pub(super) fn put(&mut self, encoded: Encoded) {
+        self.ready.insert(encoded.stripe, encoded.blocks);
+    }
+
+    /// The next stripe's index and blocks, if they are done.
+    pub(super) fn pop(&mut self) -> Option<(usize, Vec<EncodedBlock>)> {
+        let blocks = self.ready.remove(&self.next_out)?;
+        let stripe = self.next_out;
+        self.next_out += 1;
+        self.pending -= 1;
+        Some((stripe, blocks))
+    }
+}
+
+impl Drop for Encoders {
+    fn drop(&mut self) {
+        self.jobs = None;
+        for thread in self.threads.drain(..) {
+            // A panic there was reported by the thread itself, and ends the transfer by its silence.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn work(prepared: &Prepared, plan: &EncodePlan, queue: &Receiver<Job>, out: &Sender<Happening>) {
+    let mut scratch = Scratch::new();
+    for Job { stripe, spec, again } in queue {
+        let blocks = encode_stripe(prepared, &spec, plan, &mut scratch);
+        if out.send(Happening::Encoded(Encoded { stripe, blocks, again })).is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! What a transfer tells while it runs and when it is over.
+
+use super::Transfer;
+use crate::session::{Phase, SessionStats};
+use net::udp::SenderStats;
+use std::time::Duration;
+use wire::control::HostStats;
+
+/// A moment of a transfer.
+#[derive(Clone, Debug)]
+pub struct Progress {
+    /// Since the start.
+    pub elapsed: Duration,
+    /// Data flow; before, hosts are being connected to.
+    pub started: bool,
+    /// Each host's phase, encoded bytes that it has, and those known to be needed.
+    pub hosts: Vec<(Phase, u64, u64)>,
+    /// Encoded bytes expected for each host in all.
+    pub expected_bytes: Vec<u64>,
+    /// Pacing rate in bytes per second.
+    pub rate_bytes_per_s: u64,
+    /// Counters.
+    pub stats: SessionStats,
+}
+
+/// What became of one host.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct HostOutcome {
+    /// Its name.
+    pub name: String,
+    /// `complete`, or `failed` with the reason.
+    #[serde(flatten)]
+    pub phase: Phase,
+    /// From the start to its last image, in seconds.
+    pub complete_s: Option<f64>,
+    /// Indexes of VMs that are complete there.
+    pub vms: Vec<u16>,
+    /// Encoded bytes that it needed.
+    pub needed_bytes: u64,
+    /// What it cost there; only of complete hosts.
+    #[serde(skip)]
+    pub stats: Option<HostStats>,
+}
+
+/// What a transfer did.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// Each host.
+    pub hosts: Vec<HostOutcome>,
+    /// Counters.
+    pub stats: SessionStats,
+    /// What the data sockets sent.
+    pub sockets: SenderStats,
+    /// From the start to the last host's end.
+    pub wall: Duration,
+    /// From the start to the first datagram.
+    pub started: Option<Duration>,
+    /// CPU time of this process.
+    pub cpu: Duration,
+    /// When each segment's first symbol went out.
+    pub segments: Vec<(usize, Duration)>,
+}
+
+impl Outcome {
+    /// Whether every host has every image.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.hosts.iter().all(|host| host.phase == Phase::Complete)
+    }
+}
+
+impl Transfer {
+    pub(super) fn progress(&self) -> Progress {
+        let hosts = 0..self.config.hosts.len();
+        Progress {
+            elapsed: self.start.elapsed(),
+            started: self.started.is_some(),
+            hosts: hosts.clone().map(|host| (self.session.phase(host).clone(), self.session.progress(host)))
+                .map(|(phase, (done, known))| (phase, done, known))
+                .collect(),
+            expected_bytes: hosts.map(|host| self.session.expected_bytes(host)).collect(),
+            rate_bytes_per_s: self.session.rate_bytes_per_s(),
+            stats: self.session.stats().clone(),
+        }
+    }
+
+    pub(super) fn outcome(self, wall: Duration) -> Outcome {
+        let host = |(host, target): (usize, &super::HostTarget)| HostOutcome {
+            name: target.name.clone(),
+            phase: self.session.phase(host).clone(),
+            complete_s: self.complete_at[host].map(|at| at.as_secs_f64()),
+            vms: self.vm_complete[host].clone(),
+            needed_bytes: self.session.progress(host).1,
+            stats: self.session.host_stats(host).cloned(),
+        };
+        Outcome {
+            hosts: self.config.hosts.iter().enumerate().map(host).collect(),
+            stats: self.session.stats().clone(),
+            sockets: self.transmitter.stats(),
+            wall,
+            started: self.started,
+            cpu: usage::cpu().saturating_sub(self.cpu_at_start),
+            segments: self.segment_log.clone(),
+        }
+    }
+}

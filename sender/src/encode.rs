@@ -1,0 +1,161 @@
+//! From a stripe of contents to encoded, digested blocks.
+//!
+//! Blocks are filled as far as K allows: the number of contents in each follows the compression seen in the
+//! block before. It depends on the stripe alone, so encoding a stripe again gives the same blocks and the same
+//! digests, which is what lets a later session skip what hosts hold.
+
+use crate::prepare::{Prepared, Stripe};
+use pages::{ContentId, PAGE_SIZE, Pfn, VmId};
+use pages::block::{BlockParts, ContentRun, Encoding, Scratch, encode_block};
+use wire::Digest;
+
+/// How a session encodes.
+#[derive(Clone, Copy, Debug)]
+pub struct EncodePlan {
+    /// The encoding of every block's contents (a block that would grow stays raw).
+    pub encoding: Encoding,
+    /// Encoded bytes per content byte, expected.
+    pub ratio: f64,
+    /// Most bytes of a block: K symbols, at most 1 MiB.
+    pub block_bytes_max: usize,
+}
+
+/// A block, ready to be sent.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct EncodedBlock {
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+    /// BLAKE3 of them.
+    pub digest: Digest,
+}
+
+/// Smallest largest symbol of a session: 128 of them hold a page and its placements.
+pub const SYMBOL_BYTES_MIN: u16 = 256;
+
+/// Contents in one block at most: bounds what a receiver holds decoded to 8 MiB.
+pub const BLOCK_CONTENTS_MAX: usize = 2048;
+
+impl EncodedBlock {
+    fn new(bytes: Vec<u8>) -> Self {
+        Self { digest: *blake3::hash(&bytes).as_bytes(), bytes }
+    }
+}
+
+impl EncodePlan {
+    /// A plan for sessions with this largest symbol.
+    #[must_use]
+    pub fn new(encoding: Encoding, ratio: f64, symbol_size_max: u16) -> Self {
+        let symbols = fec::SYMBOLS_MAX as usize * usize::from(symbol_size_max);
+        Self { encoding, ratio, block_bytes_max: symbols.min(wire::limits::BLOCK_BYTES_MAX as usize) }
+    }
+
+    fn first_guess(&self) -> usize {
+        #[expect(
+            clippy::cast_precision_loss,
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a small positive count"
+        )]
+        let guess = (self.block_bytes_max as f64 * 0.9 / (PAGE_SIZE as f64 * self.ratio.max(0.01))) as usize;
+        guess.clamp(1, BLOCK_CONTENTS_MAX)
+    }
+}
+
+/// Encodes one stripe. `scratch` is one thread's own.
+///
+/// # Panics
+/// If a block has no room for a page and some placements: symbols are below [`SYMBOL_BYTES_MIN`] then.
+#[must_use]
+pub fn encode_stripe(prepared: &Prepared, stripe: &Stripe, plan: &EncodePlan, scratch: &mut Scratch) -> Vec<EncodedBlock> {
+    let mut blocks = Vec::new();
+    let (mut contents, mut uniform) = (stripe.contents.clone(), stripe.uniform.clone());
+    let (mut take_contents, mut take_uniform) = (plan.first_guess(), uniform.len());
+    while !contents.is_empty() || !uniform.is_empty() {
+        let part = Stripe {
+            segment: stripe.segment,
+            contents: contents.start..(contents.start + take_contents).min(contents.end),
+            uniform: uniform.start..(uniform.start + take_uniform).min(uniform.end),
+        };
+        let bytes = encode_part(prepared, &part, plan.encoding, scratch);
+        if bytes.len() > plan.block_bytes_max {
+            if part.contents.len() > 1 {
+                take_contents = (part.contents.len() * plan.block_bytes_max * 15 / (bytes.len() * 16)).max(1);
+                take_contents = take_contents.min(part.contents.len() - 1);
+            } else if !part.uniform.is_empty() {
+                take_uniform = part.uniform.len() / 2;
+            } else {
+                encode_wide(prepared, &part, plan, scratch, &mut blocks);
+                contents.start = part.contents.end;
+            }
+            continue;
+        }
+        if !part.contents.is_empty() {
+            let fitting = part.contents.len() * plan.block_bytes_max * 31 / (bytes.len() * 32);
+            take_contents = fitting.clamp(part.contents.len() / 2, part.contents.len() * 2).clamp(1, BLOCK_CONTENTS_MAX);
+        }
+        contents.start = part.contents.end;
+        uniform.start = part.uniform.end;
+        blocks.push(EncodedBlock::new(bytes));
+    }
+    blocks
+}
+
+type Placed = (VmId, Pfn, u32);
+
+/// One content that stands in so many places that they do not fit one block: sent in several, with a part of its
+/// places each.
+fn encode_wide(
+    prepared: &Prepared,
+    part: &Stripe,
+    plan: &EncodePlan,
+    scratch: &mut Scratch,
+    blocks: &mut Vec<EncodedBlock>,
+) {
+    let id = prepared.segments[part.segment].contents[part.contents.start];
+    let placed: Vec<Placed> = prepared.index.placements(id).map(|(vm, pfn)| (vm, pfn, 0)).collect();
+    let page = page(prepared, id);
+    // A placement takes at most 10 bytes or so, and runs take less.
+    let most = ((plan.block_bytes_max - PAGE_SIZE) / 16).max(1);
+    for placed in placed.chunks(most) {
+        let runs = runs(placed);
+        let parts = BlockParts { runs: &runs, uniform: &[], contents: &[page] };
+        let bytes = encode_block(&parts, plan.encoding, scratch);
+        assert!(bytes.len() <= plan.block_bytes_max, "a content and few placements fit a block");
+        blocks.push(EncodedBlock::new(bytes));
+    }
+}
+
+fn page(prepared: &Prepared, id: ContentId) -> &[u8; PAGE_SIZE] {
+    let (vm, pfn) = prepared.index.representative(id);
+    prepared.vms[usize::from(vm.0)].source.page(pfn)
+}
+
+fn encode_part(prepared: &Prepared, part: &Stripe, encoding: Encoding, scratch: &mut Scratch) -> Vec<u8> {
+    let segment = &prepared.segments[part.segment];
+    let ids = &segment.contents[part.contents.clone()];
+    let contents: Vec<&[u8; PAGE_SIZE]> = ids.iter().map(|id| page(prepared, *id)).collect();
+    let mut placed: Vec<Placed> = (0..)
+        .zip(ids)
+        .flat_map(|(content, id)| prepared.index.placements(*id).map(move |(vm, pfn)| (vm, pfn, content)))
+        .collect();
+    placed.sort_unstable();
+    let runs = runs(&placed);
+    let uniform = &segment.uniform[part.uniform.clone()];
+    encode_block(&BlockParts { runs: &runs, uniform, contents: &contents }, encoding, scratch)
+}
+
+/// Neighbours in memory and in the block become one run.
+fn runs(placed: &[Placed]) -> Vec<ContentRun> {
+    let mut runs: Vec<ContentRun> = Vec::new();
+    for &(vm, pfn, content) in placed {
+        match runs.last_mut() {
+            Some(run)
+                if run.vm == vm && run.pfn.0 + run.count == pfn.0 && run.content + run.count == content =>
+            {
+                run.count += 1;
+            }
+            _ => runs.push(ContentRun { vm, pfn, content, count: 1 }),
+        }
+    }
+    runs
+}

@@ -1,0 +1,144 @@
+//! From images to segments: pages merged, contents sorted by the hosts that need them, cut into stripes.
+
+use pages::block::UniformPlacement;
+use pages::merge::{ClassCounts, ContentId, MergeIndex, MergeInput, merge};
+use pages::{IdSet, PageSource, VmId};
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Contents in one stripe: what one encoding job takes, 8 MiB of pages.
+pub const STRIPE_CONTENTS: usize = 2048;
+/// Uniform runs in one stripe.
+const STRIPE_UNIFORM: usize = 8192;
+
+/// One VM to be sent.
+#[derive(Clone)]
+pub struct VmInput {
+    /// Its name, unique in the transfer.
+    pub name: String,
+    /// Its pages.
+    pub source: Arc<dyn PageSource>,
+    /// Bytes of the image file.
+    pub file_len: u64,
+    /// Indexes of the hosts that get it.
+    pub hosts: IdSet,
+    /// Pages merge only among VMs of one domain: the tenant under strict isolation, else 0.
+    pub domain: u32,
+}
+
+/// The contents of one host set.
+#[derive(Clone, Debug)]
+pub struct Segment {
+    /// Indexes of the hosts that need them.
+    pub hosts: IdSet,
+    /// Ascending by representative, so that neighbours in memory stay neighbours for the compressor.
+    pub contents: Vec<ContentId>,
+    /// Uniform runs of VMs that go to exactly these hosts.
+    pub uniform: Vec<UniformPlacement>,
+}
+
+/// The unit of encoding: a part of one segment. Its blocks depend on nothing else, so that any stripe can be encoded
+/// on any thread, and encoded again later, with the same bytes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Stripe {
+    /// Index of the segment.
+    pub segment: usize,
+    /// Range of its `contents`.
+    pub contents: Range<usize>,
+    /// Range of its `uniform`.
+    pub uniform: Range<usize>,
+}
+
+/// Everything known of the VMs before the first byte is sent.
+pub struct Prepared {
+    /// The VMs, in the order of their ids.
+    pub vms: Vec<VmInput>,
+    /// Which pages are equal.
+    pub index: MergeIndex,
+    /// Segments, in the order of host sets; a schedule puts them into another order.
+    pub segments: Vec<Segment>,
+    /// Pages by class.
+    pub classes: ClassCounts,
+}
+
+impl Prepared {
+    /// Reads every page once, merges, and sorts contents by host set.
+    ///
+    /// # Panics
+    /// With more than 65,535 VMs, which the plan's check refuses.
+    #[must_use]
+    pub fn new(vms: Vec<VmInput>, threads: usize) -> Self {
+        let sources: Vec<&dyn PageSource> = vms.iter().map(|vm| &*vm.source).collect();
+        let domains: Vec<u32> = vms.iter().map(|vm| vm.domain).collect();
+        let index = merge(&MergeInput { sources: &sources, domains: &domains, threads });
+        let hosts_of_vm: Vec<IdSet> = vms.iter().map(|vm| vm.hosts.clone()).collect();
+        let classes = index.class_counts(&hosts_of_vm);
+        let segments = segments(&vms, &index);
+        Self { vms, index, segments, classes }
+    }
+
+    /// Contents (4 KiB each) of a segment, as bytes.
+    #[must_use]
+    pub fn segment_bytes(&self, segment: usize) -> u64 {
+        self.segments[segment].contents.len() as u64 * pages::PAGE_SIZE as u64
+    }
+
+    /// Pages of a VM that are not uniform: what its image needs on disk.
+    #[must_use]
+    pub fn content_pages(&self, vm: VmId) -> u32 {
+        let uniform: u32 = self.index.uniform_runs(vm).iter().map(|run| run.count).sum();
+        self.index.page_count(vm) - uniform
+    }
+
+    /// The stripes of one segment.
+    #[must_use]
+    pub fn stripes(&self, segment: usize) -> Vec<Stripe> {
+        let Segment { contents, uniform, .. } = &self.segments[segment];
+        let count = contents.len().div_ceil(STRIPE_CONTENTS).max(uniform.len().div_ceil(STRIPE_UNIFORM));
+        let part = |index: usize, size: usize, len: usize| (index * size).min(len)..((index + 1) * size).min(len);
+        (0..count)
+            .map(|index| Stripe {
+                segment,
+                contents: part(index, STRIPE_CONTENTS, contents.len()),
+                uniform: part(index, STRIPE_UNIFORM, uniform.len()),
+            })
+            .collect()
+    }
+}
+
+fn segments(vms: &[VmInput], index: &MergeIndex) -> Vec<Segment> {
+    let host_sets: Vec<IdSet> = (index.signatures().iter())
+        .map(|signature| {
+            let mut hosts = IdSet::new();
+            signature.iter().for_each(|vm| hosts.union_with(&vms[usize::from(vm)].hosts));
+            hosts
+        })
+        .collect();
+    let mut by_hosts: BTreeMap<IdSet, Segment> = BTreeMap::new();
+    let entry = |map: &mut BTreeMap<IdSet, Segment>, hosts: &IdSet, f: &mut dyn FnMut(&mut Segment)| {
+        let segment = map.entry(hosts.clone()).or_insert_with(|| Segment {
+            hosts: hosts.clone(),
+            contents: Vec::new(),
+            uniform: Vec::new(),
+        });
+        f(segment);
+    };
+    for (vm, input) in (0..).zip(vms) {
+        for run in index.uniform_runs(VmId(vm)) {
+            let placement = UniformPlacement { vm: VmId(vm), run: *run };
+            entry(&mut by_hosts, &input.hosts, &mut |segment| segment.uniform.push(placement));
+        }
+    }
+    // Few host sets, many contents: the set of each signature is found once.
+    let mut ids: Vec<Vec<ContentId>> = vec![Vec::new(); host_sets.len()];
+    for content in index.contents() {
+        ids[index.signature_of(content).0 as usize].push(content);
+    }
+    for (hosts, contents) in host_sets.iter().zip(ids) {
+        entry(&mut by_hosts, hosts, &mut |segment| segment.contents.extend(&contents));
+    }
+    let mut segments: Vec<Segment> = by_hosts.into_values().collect();
+    segments.iter_mut().for_each(|segment| segment.contents.sort_unstable());
+    segments
+}

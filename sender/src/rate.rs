@@ -1,0 +1,251 @@
+//! Pacing, and the search for the rate that the paths to the hosts can carry.
+//!
+//! Loss alone does not tell a full queue from a poor cable. So when losses rise, the rate is lowered once to what got
+//! through: if losses fall with it, the path is full and the rate stays near there; if not, they are the
+//! path's own, and the rate goes back. Receive credit bounds what is under way beside this, so hosts without CPU
+//! or buffers slow the sender down without losing anything.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// A fixed rate, or the bounds of the search. Bytes per second on the sender's link, all headers counted.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum RateConfig {
+    /// Always this rate.
+    Fixed(u64),
+    /// Searched for.
+    Auto {
+        /// Never below.
+        min: u64,
+        /// First rate.
+        init: u64,
+        /// Never above.
+        max: u64,
+    },
+}
+
+impl RateConfig {
+    /// Searches between 10 Mb/s and 400 Gb/s from 1 Gb/s on: usable at once on any data-centre link.
+    pub const AUTO: Self = Self::Auto { min: 1_250_000, init: 125_000_000, max: 50_000_000_000 };
+}
+
+/// A late wake-up may be made up for by so much at once.
+const SLACK: Duration = Duration::from_millis(2);
+
+/// Spreads datagrams over time.
+#[derive(Debug)]
+pub(crate) struct Pacer {
+    bytes_per_s: u64,
+    next_at: Duration,
+    search: Option<Search>,
+}
+
+impl Pacer {
+    pub(crate) fn new(config: RateConfig) -> Self {
+        let (bytes_per_s, search) = match config {
+            RateConfig::Fixed(rate) => (rate, None),
+            RateConfig::Auto { min, init, max } => (init.clamp(min, max), Some(Search::new(min, max))),
+        };
+        Self { bytes_per_s: bytes_per_s.max(1), next_at: Duration::ZERO, search }
+    }
+
+    pub(crate) fn is_ready(&self, now: Duration) -> bool {
+        now >= self.next_at
+    }
+
+    pub(crate) fn ready_at(&self, now: Duration) -> Duration {
+        self.next_at.max(now)
+    }
+
+    pub(crate) fn spend(&mut self, now: Duration, bytes: u64) {
+        let from = self.next_at.max(now.saturating_sub(SLACK));
+        self.next_at = from + Duration::from_nanos(bytes.saturating_mul(1_000_000_000) / self.bytes_per_s);
+    }
+
+    pub(crate) fn bytes_per_s(&self) -> u64 {
+        self.bytes_per_s
+    }
+
+    pub(crate) fn bytes_in(&self, time: Duration) -> u64 {
+        let bytes = u128::from(self.bytes_per_s) * time.as_nanos() / 1_000_000_000;
+        u64::try_from(bytes).unwrap_or(u64::MAX)
+    }
+
+    pub(crate) fn ns_per_byte(&self) -> f64 {
+        #[expect(clippy::cast_precision_loss, reason = "a rate; 53 bits are plenty")]
+        let rate = self.bytes_per_s as f64;
+        1e9 / rate
+    }
+
+    /// Between two reports, `sent` datagrams went to a host and `lost` of them did not arrive.
+    pub(crate) fn observe(&mut self, host: usize, sent: u64, lost: u64, now: Duration) {
+        if let Some(search) = &mut self.search {
+            self.bytes_per_s = search.observe(host, sent, lost, now, self.bytes_per_s);
+        }
+    }
+}
+
+/// The search for the rate, an epoch at a time.
+#[derive(Debug)]
+struct Search {
+    min: u64,
+    max: u64,
+    /// Loss that does not depend on the rate.
+    floor: f64,
+    state: State,
+    epoch_start: Duration,
+    /// Per host: datagrams sent and lost in this epoch.
+    counts: BTreeMap<usize, (u64, u64)>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum State {
+    /// Doubling until losses rise.
+    Startup,
+    /// Lowered from `rate`, where `loss` was seen, to see whether losses fall.
+    Test { rate: u64, loss: f64, startup: bool },
+    /// Near what the path carries; a little more is tried from time to time.
+    Cruise { probe_at: Duration },
+    /// A little more than `rate` is being tried.
+    Probe { rate: u64 },
+}
+
+const EPOCH: Duration = Duration::from_millis(25);
+/// What was under way at the old rate is not counted to the new one.
+const SETTLE: Duration = Duration::from_millis(30);
+const EPOCH_DATAGRAMS_MIN: u64 = 300;
+/// Losses may rise by so much before the rate is suspected.
+const TOLERANCE: f64 = 0.02;
+const PROBE_EVERY: Duration = Duration::from_millis(250);
+const PROBE_GAIN: f64 = 1.04;
+const DRAIN: f64 = 0.98;
+
+impl Search {
+    fn new(min: u64, max: u64) -> Self {
+        let (state, epoch_start) = (State::Startup, Duration::ZERO);
+        Self { min, max, floor: 0.0, state, epoch_start, counts: BTreeMap::new() }
+    }
+
+    fn observe(&mut self, host: usize, sent: u64, lost: u64, now: Duration, rate: u64) -> u64 {
+        if now < self.epoch_start {
+            return rate;
+        }
+        let entry = self.counts.entry(host).or_default();
+        entry.0 += sent;
+        entry.1 += lost;
+        let datagrams = self.counts.values().map(|(sent, _)| *sent).max().unwrap_or(0);
+        if now < self.epoch_start + EPOCH || datagrams < EPOCH_DATAGRAMS_MIN {
+            return rate;
+        }
+        let loss = self.group_loss();
+        let new = self.step(loss, now, rate).clamp(self.min, self.max);
+        self.counts.clear();
+        self.epoch_start = if new == rate { now } else { now + SETTLE };
+        new
+    }
+
+    /// The loss that three quarters of the hosts do not exceed: a few bad links are no reason to slow all down,
+    /// their hosts are served apart.
+    fn group_loss(&self) -> f64 {
+        #[expect(clippy::cast_precision_loss, reason = "counts of datagrams in one epoch")]
+        let mut losses: Vec<f64> =
+            self.counts.values().map(|(sent, lost)| *lost as f64 / (*sent).max(1) as f64).collect();
+        losses.sort_by(f64::total_cmp);
+        losses[(losses.len() * 3).div_ceil(4) - 1]
+    }
+
+    fn step(&mut self, loss: f64, now: Duration, rate: u64) -> u64 {
+        let high = loss > self.floor * 1.5 + TOLERANCE;
+        let cruise = State::Cruise { probe_at: now + PROBE_EVERY };
+        match self.state {
+            State::Startup if !high => scaled(rate, 2.0),
+            State::Startup | State::Cruise { .. } if high => {
+                let startup = matches!(self.state, State::Startup);
+                self.state = State::Test { rate, loss, startup };
+                scaled(rate, (1.0 - loss) * DRAIN)
+            }
+            State::Test { rate: before, loss: seen, startup } => {
+                if loss < seen * 0.6 {
+                    self.floor = self.floor.min(loss);
+                    self.state = cruise;
+                    return rate;
+                }
+                self.floor = loss.min(seen);
+                self.state = if startup { State::Startup } else { cruise };
+                before
+            }
+            State::Cruise { probe_at } if now >= probe_at => {
+                self.state = State::Probe { rate };
+                scaled(rate, PROBE_GAIN)
+            }
+            State::Probe { rate: before } => {
+                self.state = cruise;
+                if high { scaled(before, DRAIN) } else { rate }
+            }
+            State::Startup | State::Cruise { .. } => {
+                self.floor += (loss - self.floor) * 0.1;
+                rate
+            }
+        }
+    }
+}
+
+fn scaled(rate: u64, factor: f64) -> u64 {
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a rate times a small positive factor"
+    )]
+    let scaled = (rate as f64 * factor) as u64;
+    scaled
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs the search against a path of `capacity` bytes/s that loses `random` besides.
+    fn settle(capacity: f64, random: f64, hosts: usize) -> f64 {
+        let mut pacer = Pacer::new(RateConfig::AUTO);
+        let mut now = Duration::ZERO;
+        let mut sum = 0.0;
+        for step in 0..2_000 {
+            now += Duration::from_millis(5);
+            let rate = 1e9 / pacer.ns_per_byte();
+            let through = (capacity / rate).min(1.0) * (1.0 - random);
+            let sent = (rate * 0.005 / 1500.0).max(1.0);
+            for host in 0..hosts {
+                pacer.observe(host, sent as u64, (sent * (1.0 - through)) as u64, now);
+            }
+            if step >= 1_000 {
+                sum += rate / 1_000.0;
+            }
+        }
+        sum
+    }
+
+    #[test]
+    fn finds_the_capacity_whatever_the_random_loss() {
+        for random in [0.0, 0.01, 0.05, 0.2] {
+            for capacity in [12.5e6, 125e6, 1.25e9] {
+                let found = settle(capacity, random, 8) / capacity;
+                assert!((0.93..1.08).contains(&found), "{found} of {capacity} at {random}");
+            }
+        }
+    }
+
+    #[test]
+    fn paces_in_time() {
+        let mut pacer = Pacer::new(RateConfig::Fixed(1_000_000));
+        let (mut now, mut sent) = (Duration::ZERO, 0);
+        while now < Duration::from_secs(1) {
+            if pacer.is_ready(now) {
+                pacer.spend(now, 10_000);
+                sent += 10_000;
+            }
+            now += Duration::from_micros(100);
+        }
+        assert!((990_000..=1_020_000).contains(&sent), "{sent}");
+    }
+}

@@ -1,0 +1,360 @@
+//! The hosts of a session: their phases, and who is waited for.
+
+use super::flight::At;
+use super::{Event, Session};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::time::Duration;
+use wire::control::{self, Announce, HostStats, Through, ToHost};
+use wire::{BlockId, BlockSet, Digest, limits};
+
+/// Where a host stands.
+#[derive(Clone, PartialEq, Eq, Debug, serde::Serialize)]
+#[serde(rename_all = "kebab-case", tag = "phase")]
+#[non_exhaustive]
+pub enum Phase {
+    /// Not connected, or not yet.
+    Absent,
+    /// On its groups.
+    Active,
+    /// Does not answer; not waited for. Its next word makes it active again.
+    Suspended,
+    /// Too slow for its groups, or unable to join: off them, fed over its control channel.
+    Unicast,
+    /// Has every image.
+    Complete,
+    /// Will not have its images from this session.
+    Failed {
+        /// Why, in words.
+        reason: String,
+    },
+}
+
+/// A question `Through` under way.
+pub(super) struct Ask {
+    pub(super) seq: u64,
+    pub(super) at: Duration,
+    /// The host's `sent_bytes` at that time: acknowledged by the answer.
+    pub(super) sent_bytes: u64,
+    /// Datagrams sent on the channels named.
+    pub(super) sent: Vec<(u32, u64)>,
+    pub(super) blocks: Vec<u64>,
+}
+
+pub(super) struct Host {
+    pub(super) phase: Phase,
+    pub(super) connected: bool,
+    /// Per channel.
+    pub(super) membership: Vec<Membership>,
+    /// Bytes that may be under way before a report.
+    pub(super) credit: u64,
+    pub(super) sent_bytes: u64,
+    pub(super) acked_bytes: u64,
+    pub(super) seq: u64,
+    pub(super) asks: VecDeque<Ask>,
+    pub(super) to_ask: Vec<u64>,
+    pub(super) last_ask: Duration,
+    pub(super) done: BlockSet,
+    pub(super) done_bytes: u64,
+    pub(super) announced_bytes: u64,
+    unannounced: Vec<u64>,
+    /// Blocks to be sent whole over the control channel.
+    pub(super) owed: BTreeSet<u64>,
+    /// Those under way there, with their lengths.
+    pub(super) catching_up: BTreeMap<u64, u32>,
+    pub(super) held: HashSet<Digest>,
+    pub(super) last_progress: Duration,
+    /// For how long it held the group up, with few others, since `blocking_since`.
+    pub(super) blocking: Duration,
+    pub(super) blocking_since: Duration,
+    charged_at: Duration,
+    /// Smoothed share of datagrams lost on the way to it.
+    pub(super) loss: f64,
+    /// Per channel id: datagrams sent and received at the last report.
+    pub(super) counted: BTreeMap<u32, (u64, u64)>,
+    pub(super) stats: Option<HostStats>,
+    pub(super) last_trouble: Option<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Membership {
+    No,
+    Joining,
+    /// Datagrams reach it from this time on.
+    From(Duration),
+}
+
+impl Host {
+    pub(super) fn new(channels: usize) -> Self {
+        Self {
+            phase: Phase::Absent,
+            connected: false,
+            membership: vec![Membership::No; channels],
+            credit: 0,
+            sent_bytes: 0,
+            acked_bytes: 0,
+            seq: 0,
+            asks: VecDeque::new(),
+            to_ask: Vec::new(),
+            last_ask: Duration::ZERO,
+            done: BlockSet::default(),
+            done_bytes: 0,
+            announced_bytes: 0,
+            unannounced: Vec::new(),
+            owed: BTreeSet::new(),
+            catching_up: BTreeMap::new(),
+            held: HashSet::new(),
+            last_progress: Duration::ZERO,
+            blocking: Duration::ZERO,
+            blocking_since: Duration::ZERO,
+            charged_at: Duration::ZERO,
+            loss: 0.0,
+            counted: BTreeMap::new(),
+            stats: None,
+            last_trouble: None,
+        }
+    }
+
+    pub(super) fn is_active(&self) -> bool {
+        self.phase == Phase::Active
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        matches!(self.phase, Phase::Complete | Phase::Failed { .. })
+    }
+
+    /// Bytes under way to it.
+    pub(super) fn under_way(&self) -> u64 {
+        self.sent_bytes - self.acked_bytes
+    }
+
+    pub(super) fn is_member(&self, channel: usize, now: Duration) -> bool {
+        self.is_active() && matches!(self.membership[channel], Membership::From(at) if at <= now)
+    }
+
+    fn has_work(&self) -> bool {
+        !self.owed.is_empty() || !self.catching_up.is_empty() || self.done_bytes < self.announced_bytes
+    }
+}
+
+impl Session {
+    /// Queues a message for a host, behind the announcements that it may refer to.
+    pub(super) fn say(&mut self, host: usize, message: ToHost) {
+        self.flush_announcements(host);
+        self.control.push_back((host, message));
+    }
+
+    pub(super) fn announce(&mut self, host: usize, id: u64) {
+        let len = self.blocks[super::index(BlockId(id))].len;
+        let entry = &mut self.hosts[host];
+        if entry.is_over() {
+            return;
+        }
+        entry.announced_bytes += u64::from(len);
+        if entry.connected {
+            entry.unannounced.push(id);
+        }
+    }
+
+    pub(super) fn flush_announcements(&mut self, host: usize) {
+        let ids = std::mem::take(&mut self.hosts[host].unannounced);
+        for range in control::ranges(ids.into_iter().map(BlockId)) {
+            let ids: Vec<BlockId> = range.ids().collect();
+            for chunk in ids.chunks(limits::ANNOUNCED_MAX) {
+                let blocks = chunk.iter().map(|id| {
+                    let block = &self.blocks[super::index(*id)];
+                    (block.len, block.digest)
+                });
+                let announce = Announce { first_block: chunk[0].0, blocks: blocks.collect() };
+                self.control.push_back((host, ToHost::Announce(announce)));
+            }
+        }
+    }
+
+    /// Announces all blocks so far to a host that has just connected. Those that it seems to hold are asked for,
+    /// those whose time on the group has passed are owed.
+    pub(super) fn announce_all(&mut self, host: usize) {
+        let entry = &mut self.hosts[host];
+        entry.done = BlockSet::default();
+        entry.done_bytes = 0;
+        entry.announced_bytes = 0;
+        entry.unannounced.clear();
+        entry.owed.clear();
+        for id in 0..self.blocks.len() as u64 {
+            if !self.needs(host, id) {
+                continue;
+            }
+            self.announce(host, id);
+            let block = &self.blocks[super::index(BlockId(id))];
+            if block.sent {
+                if self.hosts[host].held.contains(&block.digest) {
+                    self.hosts[host].to_ask.push(id);
+                } else {
+                    self.hosts[host].owed.insert(id);
+                }
+            }
+        }
+    }
+
+    pub(super) fn needs(&self, host: usize, id: u64) -> bool {
+        let segment = self.blocks[super::index(BlockId(id))].segment;
+        self.channels[self.segments[segment].channel].spec.hosts.contains(&host)
+    }
+
+    pub(super) fn set_phase(&mut self, host: usize, phase: Phase, now: Duration) {
+        if self.hosts[host].phase == phase {
+            return;
+        }
+        self.hosts[host].phase = phase.clone();
+        self.hosts[host].blocking = Duration::ZERO;
+        self.hosts[host].blocking_since = now;
+        if phase != Phase::Active {
+            self.take_off_flights(host);
+        }
+        self.events.push_back(Event::Phase { host, phase });
+    }
+
+    /// Fails a host: it is named, with the reason, and never waited for again.
+    pub fn fail(&mut self, host: usize, reason: impl Into<String>, now: Duration) {
+        if self.hosts[host].is_over() {
+            return;
+        }
+        let reason = reason.into();
+        if self.hosts[host].connected {
+            self.say(host, ToHost::Cancel { reason: control::reason(&reason) });
+        }
+        self.hosts[host].owed.clear();
+        self.hosts[host].catching_up.clear();
+        self.set_phase(host, Phase::Failed { reason }, now);
+    }
+
+    /// Ends the session: every host that is not complete is told so and fails with `reason`.
+    pub fn cancel(&mut self, reason: &str, now: Duration) {
+        self.cancelled = true;
+        for host in 0..self.hosts.len() {
+            self.fail(host, reason, now);
+        }
+    }
+
+    /// Takes the host off every block in flight; what it lacks of them it owes.
+    fn take_off_flights(&mut self, host: usize) {
+        let ids: Vec<u64> = self.in_flight.iter().filter(|(_, f)| f.hosts.contains_key(&host)).map(|(id, _)| *id).collect();
+        for id in ids {
+            self.owe(host, id);
+        }
+        let entry = &mut self.hosts[host];
+        entry.acked_bytes = entry.sent_bytes;
+        entry.to_ask.clear();
+    }
+
+    /// Judges silence and slowness.
+    pub(super) fn judge_hosts(&mut self, now: Duration) {
+        self.charge_full_window(now);
+        self.ask_again(now);
+        let (lag, timeout) = (self.config.lag_limit, self.config.host_timeout);
+        for host in 0..self.hosts.len() {
+            let entry = &mut self.hosts[host];
+            let silent = entry.asks.front().is_some_and(|ask| now > ask.at + lag);
+            let stuck = now > entry.last_progress + timeout;
+            match &entry.phase {
+                Phase::Active if silent => self.set_phase(host, Phase::Suspended, now),
+                Phase::Active if entry.blocking > lag => {
+                    for channel in 0..self.channels.len() {
+                        self.leave(host, channel);
+                    }
+                    self.set_phase(host, Phase::Unicast, now);
+                }
+                Phase::Active | Phase::Unicast if stuck && entry.has_work() => {
+                    let reason = format!("no progress for {} s", timeout.as_secs());
+                    self.fail(host, reason, now);
+                }
+                Phase::Absent | Phase::Suspended if stuck => {
+                    let trouble = entry.last_trouble.as_ref().map(|trouble| format!(": {trouble}"));
+                    let trouble = trouble.unwrap_or_default();
+                    let reason = format!("no answer for {} s{trouble}", timeout.as_secs());
+                    self.fail(host, reason, now);
+                }
+                _ => {
+                    if now > entry.blocking_since + lag * 4 {
+                        entry.blocking = Duration::ZERO;
+                        entry.blocking_since = now;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Charges the hosts that hold up the others, if they are few, with the time since they were last charged.
+    pub(super) fn charge(&mut self, blockers: &[usize], of: usize, now: Duration) {
+        if of < 2 || blockers.len() * 2 > of {
+            return;
+        }
+        for host in blockers {
+            let entry = &mut self.hosts[*host];
+            entry.blocking += now.saturating_sub(entry.charged_at).min(self.config.through_interval);
+            entry.charged_at = now;
+        }
+    }
+
+    /// A block that a host said nothing of for long is asked about again.
+    fn ask_again(&mut self, now: Duration) {
+        const PATIENCE: Duration = Duration::from_millis(500);
+        for (id, flight) in &mut self.in_flight {
+            for (host, at) in &mut flight.hosts {
+                if matches!(at, At::Pending(since) if now > *since + PATIENCE) {
+                    *at = At::Sending;
+                    self.hosts[*host].to_ask.push(*id);
+                }
+            }
+        }
+    }
+
+    /// Asks each host what it lacks of the blocks transmitted since the last question. `flush`: nothing else can be
+    /// sent now, so do not wait for the interval.
+    pub(super) fn ask_hosts(&mut self, now: Duration, flush: bool) {
+        const FLUSH_INTERVAL: Duration = Duration::from_millis(1);
+        const KEEP_ALIVE: Duration = Duration::from_secs(1);
+        let interval = if flush { FLUSH_INTERVAL } else { self.config.through_interval };
+        for host in 0..self.hosts.len() {
+            let entry = &self.hosts[host];
+            if !entry.connected || entry.is_over() {
+                continue;
+            }
+            let due = now >= entry.last_ask + interval;
+            let idle = now >= entry.last_ask + KEEP_ALIVE;
+            let unasked = entry.asks.back().map_or(entry.acked_bytes, |ask| ask.sent_bytes);
+            let unasked = entry.is_active() && entry.sent_bytes - unasked > entry.credit / 4;
+            let wanted = !entry.to_ask.is_empty() || unasked || (flush && entry.under_way() > 0 && entry.asks.is_empty());
+            if (due && wanted) || idle {
+                self.ask(host, now);
+            }
+        }
+    }
+
+    fn ask(&mut self, host: usize, now: Duration) {
+        let sent: Vec<(u32, u64)> = (self.channels.iter().enumerate())
+            .filter(|(channel, c)| self.hosts[host].is_member(*channel, now) && c.sent > 0)
+            .map(|(_, c)| (c.spec.id.0, c.sent))
+            .collect();
+        let entry = &mut self.hosts[host];
+        let mut blocks = std::mem::take(&mut entry.to_ask);
+        blocks.sort_unstable();
+        blocks.dedup();
+        entry.seq += 1;
+        entry.last_ask = now;
+        let (seq, sent_bytes) = (entry.seq, entry.sent_bytes);
+        for id in &blocks {
+            if let Some(at) = self.in_flight.get_mut(id).and_then(|flight| flight.hosts.get_mut(&host)) {
+                *at = At::Asked;
+            }
+        }
+        let listed = control::ranges(blocks.iter().copied().map(BlockId));
+        entry.asks.push_back(Ask { seq, at: now, sent_bytes, sent: sent.clone(), blocks });
+        self.say(host, ToHost::Through(Through { seq, sent, blocks: listed }));
+    }
+
+    /// When the next question is due.
+    pub(super) fn ask_due(&self) -> Option<Duration> {
+        let asking = self.hosts.iter().filter(|host| host.connected && !host.to_ask.is_empty());
+        asking.map(|host| host.last_ask + self.config.through_interval).min()
+    }
+}

@@ -1,0 +1,396 @@
+//! The sending session of one transfer, without I/O, threads or a clock of its own.
+//!
+//! **Call order.** Feed it with the `handle_*` methods, each with the time since any fixed instant; then drain
+//! [`Session::poll_control`], [`Session::poll_transmit`], [`Session::poll_catch_up`], [`Session::poll_release`] and
+//! [`Session::poll_event`] until `None`, and sleep until [`Session::poll_timeout`] at the latest.
+//!
+//! A block's way: *encoded* → announced to its hosts → *in flight* (source symbols transmitted, hosts asked by
+//! `Through`, deficits merged and answered once for all) → released when every host on the group has it. A host
+//! that is not on the group then — late, silent, slow, not able to join — *owes* the block and gets it whole over
+//! its control channel. So nobody waits for anybody: the group's pace is that of the hosts on it, and who holds
+//! it up is taken off.
+
+mod catch_up;
+mod channels;
+mod flight;
+mod hosts;
+mod repair;
+mod reports;
+
+pub use hosts::Phase;
+
+use crate::rate::{Pacer, RateConfig};
+use channels::{Channel, Segment};
+use fec::CostModel;
+use flight::{Burst, InFlight};
+use hosts::Host;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::IpAddr;
+use std::ops::Range;
+use std::time::Duration;
+use wire::control::ToHost;
+use wire::datagram::OVERHEAD_BYTES;
+use wire::seal::ChannelSecret;
+use wire::{BlockId, ChannelId, Digest};
+
+/// Bytes that IPv4, UDP and Ethernet add to a datagram: what pacing counts beside the datagram itself.
+pub(crate) const FRAME_OVERHEAD_BYTES: u64 = 20 + 8 + 14;
+
+/// What bounds and times a session.
+#[derive(Clone, Debug)]
+pub struct SessionConfig {
+    /// Largest symbol in bytes.
+    pub symbol_size_max: u16,
+    /// Fixed or automatic rate.
+    pub rate: RateConfig,
+    /// Bytes of encoded blocks kept until the hosts on their group have them.
+    pub window_bytes: u64,
+    /// Largest burst handed out at once, in bytes of datagrams.
+    pub burst_bytes: usize,
+    /// A host is asked what it misses at least this often while data flows.
+    pub through_interval: Duration,
+    /// How long a block's first deficit waits for those of other hosts.
+    pub repair_holdoff: Duration,
+    /// A host that does not answer, or alone holds the group up, for so long is taken off the group.
+    pub lag_limit: Duration,
+    /// A host without any progress for so long has failed.
+    pub host_timeout: Duration,
+    /// From the last host's `Joined` until the network surely forwards the group.
+    pub join_latency: Duration,
+    /// A channel is opened so long before its data are expected.
+    pub prejoin: Duration,
+    /// Groups that a host may be a member of at once.
+    pub memberships_max: usize,
+    /// Bytes per host under way on its control channel as catch-up.
+    pub catch_up_bytes: u64,
+}
+
+impl SessionConfig {
+    /// The usual figures, for the given symbol size and rate.
+    #[must_use]
+    pub fn new(symbol_size_max: u16, rate: RateConfig) -> Self {
+        Self {
+            symbol_size_max,
+            rate,
+            window_bytes: 64 << 20,
+            burst_bytes: 64_000,
+            through_interval: Duration::from_millis(5),
+            repair_holdoff: Duration::from_millis(10),
+            lag_limit: Duration::from_millis(150),
+            host_timeout: Duration::from_secs(20),
+            join_latency: Duration::from_millis(25),
+            prejoin: Duration::from_millis(60),
+            memberships_max: 20,
+            catch_up_bytes: 4 << 20,
+        }
+    }
+}
+
+/// A multicast group (or one host's unicast port) and its members.
+#[derive(Clone, Debug)]
+pub struct ChannelSpec {
+    /// The group; `None` for a channel of one host.
+    pub group: Option<IpAddr>,
+    /// Its members: indexes of hosts, ascending.
+    pub hosts: Vec<usize>,
+    /// As in the datagrams' headers.
+    pub id: ChannelId,
+    /// Its key.
+    pub secret: ChannelSecret,
+}
+
+/// Contents of one host set, sent together.
+#[derive(Clone, Copy, Debug)]
+pub struct SegmentSpec {
+    /// Index of its channel.
+    pub channel: usize,
+    /// Bytes expected, for joining ahead and for the estimated time.
+    pub expected_bytes: u64,
+}
+
+/// Symbols of one block to be sealed and sent in one batch.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Transmit {
+    /// Index of the channel.
+    pub channel: usize,
+    /// The block.
+    pub block: BlockId,
+    /// Which symbols.
+    pub symbols: Symbols,
+}
+
+/// Which symbols of a block.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Symbols {
+    /// Consecutive source symbols.
+    Source(Range<u32>),
+    /// The source symbols with these numbers, again.
+    SourceAgain(Vec<u32>),
+    /// Consecutive repair symbols of a scheme.
+    Repair(fec::Scheme, Range<u32>),
+}
+
+impl Symbols {
+    /// How many.
+    #[must_use]
+    pub fn count(&self) -> u32 {
+        match self {
+            Self::Source(range) | Self::Repair(_, range) => range.end - range.start,
+            Self::SourceAgain(list) => u32::try_from(list.len()).expect("at most 128 source symbols"),
+        }
+    }
+}
+
+/// What a progress display or a report may want to know.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Event {
+    /// A host came to another phase.
+    Phase {
+        /// Its index.
+        host: usize,
+        /// The new phase.
+        phase: Phase,
+    },
+    /// A VM is whole at a host.
+    VmComplete {
+        /// Index of the host.
+        host: usize,
+        /// Index of the VM.
+        vm: u16,
+    },
+    /// A segment's first symbol is about to go out.
+    SegmentStarted {
+        /// Its index.
+        segment: usize,
+    },
+}
+
+/// Counters of a session.
+#[derive(Clone, Debug, Default, serde::Serialize)]
+pub struct SessionStats {
+    /// Blocks encoded.
+    pub blocks: u64,
+    /// Bytes of encoded blocks: what every copy-once transfer must carry.
+    pub encoded_bytes: u64,
+    /// Blocks that every host held already.
+    pub blocks_skipped: u64,
+    /// Datagrams with source symbols, first transmission.
+    pub source_datagrams: u64,
+    /// Datagrams with source symbols sent again.
+    pub again_datagrams: u64,
+    /// Datagrams with Cauchy symbols.
+    pub cauchy_datagrams: u64,
+    /// Datagrams with RaptorQ symbols.
+    pub raptorq_datagrams: u64,
+    /// Blocks that needed repair at some host.
+    pub blocks_repaired: u64,
+    /// Blocks sent whole to single hosts, and their bytes.
+    pub catch_up_blocks: u64,
+    /// See `catch_up_blocks`.
+    pub catch_up_bytes: u64,
+    /// Groups joined and left, summed over hosts.
+    pub joins: u64,
+    /// See `joins`.
+    pub leaves: u64,
+    /// Largest sum of encoded bytes kept at once.
+    pub window_peak_bytes: u64,
+}
+
+struct Block {
+    segment: usize,
+    len: u32,
+    digest: Digest,
+    /// Source symbols have been handed out (or every host held the block).
+    sent: bool,
+}
+
+/// See the module's text.
+pub struct Session {
+    config: SessionConfig,
+    cost_model: CostModel,
+    pacer: Pacer,
+    hosts: Vec<Host>,
+    channels: Vec<Channel>,
+    segments: Vec<Segment>,
+    blocks: Vec<Block>,
+    in_flight: BTreeMap<u64, InFlight>,
+    /// Blocks in flight with a deficit not yet answered.
+    dirty: BTreeSet<u64>,
+    bursts: VecDeque<Burst>,
+    window_used: u64,
+    encoding_done: bool,
+    cancelled: bool,
+    control: VecDeque<(usize, ToHost)>,
+    releases: VecDeque<BlockId>,
+    events: VecDeque<Event>,
+    stats: SessionStats,
+}
+
+impl Session {
+    /// A session over so many hosts, channels, and segments in the order of the schedule.
+    #[must_use]
+    pub fn new(
+        config: SessionConfig,
+        cost_model: CostModel,
+        hosts: usize,
+        channels: Vec<ChannelSpec>,
+        segments: &[SegmentSpec],
+    ) -> Self {
+        let mut last_use = vec![0; channels.len()];
+        for (index, segment) in segments.iter().enumerate() {
+            last_use[segment.channel] = index;
+        }
+        let hosts = (0..hosts).map(|_| Host::new(channels.len())).collect();
+        Self {
+            pacer: Pacer::new(config.rate.clone()),
+            config,
+            cost_model,
+            hosts,
+            channels: channels.into_iter().zip(last_use).map(|(spec, last)| Channel::new(spec, last)).collect(),
+            segments: segments.iter().map(Segment::new).collect(),
+            blocks: Vec::new(),
+            in_flight: BTreeMap::new(),
+            dirty: BTreeSet::new(),
+            bursts: VecDeque::new(),
+            window_used: 0,
+            encoding_done: false,
+            cancelled: false,
+            control: VecDeque::new(),
+            releases: VecDeque::new(),
+            events: VecDeque::new(),
+            stats: SessionStats::default(),
+        }
+    }
+
+    /// Whether another stripe of contents should be encoded: the window has room for `pending_bytes`, which are
+    /// being encoded already, and more.
+    #[must_use]
+    pub fn wants_blocks(&self, pending_bytes: u64) -> bool {
+        self.window_used + pending_bytes < self.config.window_bytes
+    }
+
+    /// Takes in the next encoded block, in the order of the schedule; its id is the count of earlier ones.
+    ///
+    /// # Panics
+    /// If blocks of an earlier segment follow those of a later one.
+    pub fn handle_block(&mut self, segment: usize, len: u32, digest: Digest) -> BlockId {
+        let id = self.blocks.len() as u64;
+        assert!(self.blocks.last().is_none_or(|last| last.segment <= segment), "blocks come in schedule order");
+        self.blocks.push(Block { segment, len, digest, sent: false });
+        self.segments[segment].waiting.push_back(id);
+        self.segments[segment].encoded_bytes += u64::from(len);
+        self.stats.blocks += 1;
+        self.stats.encoded_bytes += u64::from(len);
+        self.window_used += u64::from(len);
+        self.stats.window_peak_bytes = self.stats.window_peak_bytes.max(self.window_used);
+        for host in self.channels[self.segments[segment].channel].spec.hosts.clone() {
+            self.announce(host, id);
+        }
+        BlockId(id)
+    }
+
+    /// All blocks of this segment have been handed in.
+    pub fn handle_segment_encoded(&mut self, segment: usize) {
+        self.segments[segment].encoded = true;
+        self.encoding_done = self.segments.iter().all(|segment| segment.encoded);
+    }
+
+    /// Time has passed: late answers, repairs, joins, leaves.
+    pub fn handle_timeout(&mut self, now: Duration) {
+        self.judge_hosts(now);
+        self.open_channels(now);
+        self.plan_repairs(now);
+        self.close_channels();
+        self.ask_hosts(now, false);
+    }
+
+    /// When [`Session::handle_timeout`] must be called at the latest.
+    #[must_use]
+    pub fn poll_timeout(&self, now: Duration) -> Option<Duration> {
+        if self.is_over() {
+            return None;
+        }
+        let repair = self.repair_due();
+        let join = self.join_due();
+        let pace = (!self.bursts.is_empty() || self.has_source()).then(|| self.pacer.ready_at(now));
+        // Silence and lag are judged on a coarse tick.
+        let tick = now + self.config.lag_limit / 8;
+        let ask = self.ask_due();
+        [repair, join, pace, ask, Some(tick)].into_iter().flatten().min().map(|at| at.max(now))
+    }
+
+    /// The next control message to send.
+    pub fn poll_control(&mut self) -> Option<(usize, ToHost)> {
+        self.control.pop_front()
+    }
+
+    /// The next block whose bytes are no longer needed.
+    pub fn poll_release(&mut self) -> Option<BlockId> {
+        self.releases.pop_front()
+    }
+
+    /// The next event.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// Whether every host is complete or has failed.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.hosts.iter().all(|host| matches!(host.phase, Phase::Complete | Phase::Failed { .. }))
+    }
+
+    /// Counters so far.
+    #[must_use]
+    pub fn stats(&self) -> &SessionStats {
+        &self.stats
+    }
+
+    /// The pacing rate now, in bytes per second, all headers counted.
+    #[must_use]
+    pub fn rate_bytes_per_s(&self) -> u64 {
+        self.pacer.bytes_per_s()
+    }
+
+    /// A host's phase.
+    #[must_use]
+    pub fn phase(&self, host: usize) -> &Phase {
+        &self.hosts[host].phase
+    }
+
+    /// Encoded bytes that a host has, and that it needs as far as blocks are known.
+    #[must_use]
+    pub fn progress(&self, host: usize) -> (u64, u64) {
+        (self.hosts[host].done_bytes, self.hosts[host].announced_bytes)
+    }
+
+    /// Encoded bytes that a host will need in all, as far as they can be told.
+    #[must_use]
+    pub fn expected_bytes(&self, host: usize) -> u64 {
+        let needed = self.segments.iter().filter(|s| self.channels[s.channel].spec.hosts.contains(&host));
+        let yet: u64 = needed.filter(|s| !s.encoded).map(Segment::remaining_bytes).sum();
+        self.hosts[host].announced_bytes + yet
+    }
+
+    /// Length of a block in bytes.
+    #[must_use]
+    pub fn block_len(&self, block: BlockId) -> Option<u32> {
+        self.blocks.get(index(block)).map(|block| block.len)
+    }
+
+    fn shape(&self, id: u64) -> fec::BlockShape {
+        let len = self.blocks[index(BlockId(id))].len;
+        fec::BlockShape::for_len(len, self.config.symbol_size_max).expect("the encoder keeps blocks in the limits")
+    }
+
+    /// Bytes of one symbol of a block on the network, all headers counted.
+    fn symbol_wire_bytes(&self, id: u64) -> u64 {
+        u64::from(self.shape(id).symbol_size) + OVERHEAD_BYTES as u64 + FRAME_OVERHEAD_BYTES
+    }
+}
+
+/// A block id as an index. Ids are handed out by this session, one after the other.
+fn index(BlockId(id): BlockId) -> usize {
+    usize::try_from(id).expect("block ids count up from 0")
+}

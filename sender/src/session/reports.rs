@@ -1,0 +1,190 @@
+//! What hosts say.
+
+use super::flight::At;
+use super::hosts::{Membership, Phase};
+use super::{Event, Session, index};
+use std::collections::BTreeSet;
+use std::time::Duration;
+use wire::control::{Accept, Deficit, HostStats, Report, ToSender};
+use wire::{BlockId, ChannelId};
+
+/// Weight of the newest measurement in a host's smoothed loss.
+const LOSS_WEIGHT: f64 = 0.2;
+
+impl Session {
+    /// The connection to a host is up, and its offer is on the way. What it knew of an earlier connection is void.
+    pub fn handle_connected(&mut self, host: usize, now: Duration) {
+        let channels = self.channels.len();
+        let entry = &mut self.hosts[host];
+        entry.connected = false;
+        entry.held.clear();
+        entry.membership = vec![Membership::No; channels];
+        entry.asks.clear();
+        entry.to_ask.clear();
+        entry.counted.clear();
+        entry.catching_up.clear();
+        entry.last_progress = now;
+    }
+
+    /// The connection is lost; it may come back until the host's time is over.
+    pub fn handle_disconnected(&mut self, host: usize, now: Duration) {
+        let entry = &mut self.hosts[host];
+        if !entry.connected || entry.is_over() {
+            return;
+        }
+        entry.connected = false;
+        entry.asks.clear();
+        entry.membership.fill(Membership::No);
+        entry.catching_up.clear();
+        self.set_phase(host, Phase::Absent, now);
+    }
+
+    /// Why a host cannot be reached at the moment; told if its time runs out.
+    pub fn note(&mut self, host: usize, reason: String) {
+        self.hosts[host].last_trouble = Some(reason);
+    }
+
+    /// A host's message.
+    pub fn handle_control(&mut self, host: usize, message: ToSender, now: Duration) {
+        if self.hosts[host].is_over() {
+            return;
+        }
+        match message {
+            ToSender::Held { digests } => self.hosts[host].held.extend(digests),
+            ToSender::Accept(accept) => self.accepted(host, &accept, now),
+            ToSender::Refuse { reason, .. } | ToSender::Failed { reason } => self.fail(host, reason, now),
+            ToSender::Joined { channel } => self.handle_joined(host, ChannelId(channel), Ok(()), now),
+            ToSender::JoinFailed { channel, reason } => {
+                self.handle_joined(host, ChannelId(channel), Err(reason), now);
+            }
+            ToSender::Report(report) => self.report(host, report, now),
+            ToSender::VmComplete { vm } => {
+                self.hosts[host].last_progress = now;
+                self.events.push_back(Event::VmComplete { host, vm });
+            }
+            ToSender::AllComplete(stats) => self.completed(host, stats, now),
+            _ => self.fail(host, "sent a message that has no place in a transfer", now),
+        }
+    }
+
+    fn accepted(&mut self, host: usize, accept: &Accept, now: Duration) {
+        let entry = &mut self.hosts[host];
+        entry.connected = true;
+        entry.credit = accept.credit_bytes;
+        entry.last_progress = now;
+        entry.last_ask = now;
+        self.set_phase(host, Phase::Active, now);
+        self.announce_all(host);
+        self.flush_announcements(host);
+        self.join_open_channels(host);
+    }
+
+    fn completed(&mut self, host: usize, stats: HostStats, now: Duration) {
+        self.hosts[host].stats = Some(stats);
+        for channel in 0..self.channels.len() {
+            self.leave(host, channel);
+        }
+        self.set_phase(host, Phase::Complete, now);
+    }
+
+    /// What a complete host said that the transfer cost there.
+    #[must_use]
+    pub fn host_stats(&self, host: usize) -> Option<&HostStats> {
+        self.hosts[host].stats.as_ref()
+    }
+
+    fn report(&mut self, host: usize, report: Report, now: Duration) {
+        if self.hosts[host].phase == Phase::Suspended {
+            self.set_phase(host, Phase::Active, now);
+        }
+        for id in report.done.iter().flat_map(|range| range.ids()) {
+            self.mark_done(host, id.0, now);
+        }
+        let lacking: BTreeSet<u64> = report.deficits.iter().map(|deficit| deficit.block).collect();
+        self.answered(host, report.seq, &report.received, &lacking, now);
+        for deficit in report.deficits {
+            self.deficit(host, deficit, now);
+        }
+    }
+
+    /// Everything up to question `seq` is answered: credit comes back, losses are counted, and what the answers
+    /// did not name is being decoded.
+    fn answered(&mut self, host: usize, seq: u64, received: &[(u32, u64)], lacking: &BTreeSet<u64>, now: Duration) {
+        let mut progress = false;
+        while self.hosts[host].asks.front().is_some_and(|ask| ask.seq <= seq) {
+            let Some(ask) = self.hosts[host].asks.pop_front() else { break };
+            progress |= ask.sent_bytes > self.hosts[host].acked_bytes;
+            self.hosts[host].acked_bytes = self.hosts[host].acked_bytes.max(ask.sent_bytes);
+            for id in ask.blocks {
+                self.settle(host, id, lacking, now);
+            }
+            if ask.seq == seq {
+                self.count_losses(host, &ask.sent, received, now);
+            }
+        }
+        if progress {
+            self.hosts[host].last_progress = now;
+        }
+    }
+
+    /// A block that was asked about and is not done.
+    fn settle(&mut self, host: usize, id: u64, lacking: &BTreeSet<u64>, now: Duration) {
+        if self.hosts[host].done.contains(BlockId(id)) {
+            return;
+        }
+        match self.in_flight.get_mut(&id).and_then(|flight| flight.hosts.get_mut(&host)) {
+            Some(at) if *at == At::Asked => *at = At::Pending(now),
+            Some(_) => {}
+            // Asked because the host seemed to hold it from an earlier run, and it does not.
+            None if lacking.contains(&id) => {
+                self.hosts[host].owed.insert(id);
+            }
+            None => {}
+        }
+    }
+
+    fn deficit(&mut self, host: usize, deficit: Deficit, now: Duration) {
+        let id = deficit.block;
+        if index(BlockId(id)) >= self.blocks.len() || self.hosts[host].done.contains(BlockId(id)) {
+            return;
+        }
+        if self.hosts[host].catching_up.remove(&id).is_some() {
+            // Sent whole and not accepted: send it again.
+            self.hosts[host].owed.insert(id);
+            return;
+        }
+        let Some(flight) = self.in_flight.get_mut(&id) else { return };
+        let Some(at) = flight.hosts.get_mut(&host) else { return };
+        if *at == At::Sending {
+            // An answer to an older question: symbols are on their way.
+            return;
+        }
+        *at = At::Deficit(deficit);
+        flight.first_deficit.get_or_insert(now);
+        self.dirty.insert(id);
+    }
+
+    fn count_losses(&mut self, host: usize, sent: &[(u32, u64)], received: &[(u32, u64)], now: Duration) {
+        let (mut sent_more, mut lost) = (0, 0);
+        for (channel, sent) in sent {
+            let Some((_, received)) = received.iter().find(|(id, _)| id == channel) else { continue };
+            let entry = self.hosts[host].counted.entry(*channel);
+            let before = entry.or_insert((sent.saturating_sub(*received), 0));
+            // A late member missed what went out before it joined: only differences count.
+            if before.1 > 0 {
+                let (more, got) = (sent.saturating_sub(before.0), received.saturating_sub(before.1));
+                sent_more += more;
+                lost += more.saturating_sub(got);
+            }
+            *before = (*sent, (*received).max(1));
+        }
+        if sent_more == 0 {
+            return;
+        }
+        #[expect(clippy::cast_precision_loss, reason = "counts of datagrams between two reports")]
+        let loss = lost as f64 / sent_more as f64;
+        let entry = &mut self.hosts[host];
+        entry.loss += (loss - entry.loss) * LOSS_WEIGHT;
+        self.pacer.observe(host, sent_more, lost, now);
+    }
+}

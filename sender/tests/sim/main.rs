@@ -1,0 +1,5 @@
+//! Sessions paired on a simulated network under faults. Each test runs several seeds; a failing one prints its seed.
+
+mod faults;
+mod transfers;
+mod world;
