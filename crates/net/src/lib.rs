@@ -12,6 +12,7 @@
 //! `receiver`). Linux only.
 
 pub mod control;
+pub mod doctor;
 pub mod interface;
 pub mod pki;
 mod sys;

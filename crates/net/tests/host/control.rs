@@ -67,7 +67,7 @@ async fn frames_of_all_sizes_arrive_in_order() {
     assert_eq!(near.local_addr().expect("open"), far.peer().addr);
     let ((mut near_read, mut near_write), (mut far_read, mut far_write)) = (near.split(), far.split());
     let frames: Vec<Vec<u8>> = [0, 1, 3, 4, 65_535, 65_536, 1 << 20, FRAME_BYTES_MAX]
-        .map(|n| (0..n).map(|i| (i % 251) as u8).collect())
+        .map(|n| (0..251).cycle().take(n).collect())
         .into();
     let writing = async {
         near_write.write_frames(&frames).await.expect("batch");
