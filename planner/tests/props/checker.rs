@@ -1,0 +1,137 @@
+//! The checker finds every damage done to a plan.
+
+use planner::inventory::Inventory;
+use planner::plan::Plan;
+use planner::{Violation, check, make_plan};
+use proptest::prelude::*;
+use proptest::sample::Index;
+
+use crate::instances::small;
+
+/// Damages a plan; false if this plan cannot be damaged so.
+fn damage(plan: &mut Plan, kind: usize, at: Index) -> bool {
+    let vm = at.index(plan.vms.len());
+    let host = at.index(plan.hosts.len());
+    let segment = (!plan.schedule.is_empty()).then(|| at.index(plan.schedule.len()));
+    let group = (!plan.groups.is_empty()).then(|| at.index(plan.groups.len()));
+    let predicted = plan.predicted.as_mut().expect("made plans predict");
+    match (kind, segment, group) {
+        (0, ..) => plan.version = 2,
+        (1, ..) => plan.vms[vm].hosts.clear(),
+        (2, ..) => plan.vms[vm].hosts.push("nowhere".to_owned()),
+        (3, ..) => plan.vms[vm].name = "../escape".to_owned(),
+        (4, ..) => plan.vms[vm].memory_mib += 1000,
+        (5, ..) => plan.vms[vm].vcpus += 1000,
+        (6, ..) => plan.hosts[host].memory_mib = plan.hosts[host].memory_mib.wrapping_sub(1),
+        (7, ..) => plan.hosts[host].address = "239.1.1.1:5".to_owned(),
+        (8, ..) => plan.vms.push(plan.vms[vm].clone()),
+        (9, ..) => plan.multicast.pool = "10.0.0.0/16".to_owned(),
+        (10, Some(s), _) => drop(plan.schedule.remove(s)),
+        (11, Some(s), _) => plan.schedule.push(plan.schedule[s].clone()),
+        (12, Some(s), _) => plan.schedule[s].predicted_bytes += 1,
+        (13, Some(s), _) => plan.schedule[s].group = Some(9999),
+        (14, Some(s), _) if plan.schedule[s].hosts.len() > 1 => drop(plan.schedule[s].hosts.pop()),
+        (15, Some(s), _) => plan.schedule[s].hosts.clear(),
+        (16, _, Some(g)) => drop(plan.groups[g].hosts.pop()),
+        (17, _, Some(g)) => drop(plan.groups.remove(g)),
+        (18, _, Some(g)) => plan.groups[g].address = "239.78.0.1".to_owned(),
+        (19, _, Some(g)) => plan.groups.push(plan.groups[g].clone()),
+        (20, _, Some(_)) => plan.multicast.memberships_max = 0,
+        (21, _, Some(_)) => plan.multicast.max_groups = 0,
+        (22, Some(s), _) if plan.schedule[s].hosts.len() > 1 && plan.schedule[s].group.is_some() => {
+            plan.schedule[s].group = None;
+        }
+        (23, ..) => predicted.source_bytes ^= 1,
+        (24, ..) => drop(predicted.host_bytes.pop()),
+        (25, ..) => predicted.duration_ms = 0,
+        (26, ..) => plan.vms.remove(vm).hosts.clear(),
+        (27, ..) => {
+            let other = plan.hosts.iter().find(|h| !plan.vms[vm].hosts.contains(&h.name));
+            let Some(other) = other.map(|h| h.name.clone()) else { return false };
+            plan.vms[vm].hosts.push(other);
+        }
+        _ => return false,
+    }
+    true
+}
+
+const KINDS: usize = 28;
+
+fn damaged_is_found(plan: &Plan, inventory: &Inventory, kind: usize, at: Index) -> Result<(), TestCaseError> {
+    let mut damaged = plan.clone();
+    if !damage(&mut damaged, kind, at) || damaged == *plan {
+        return Ok(());
+    }
+    // A duration of 0 is right if there is nothing to send.
+    if kind == 25 && plan.predicted.as_ref().is_some_and(|p| p.duration_ms_min == 0) {
+        return Ok(());
+    }
+    let found = check(&damaged, Some(inventory));
+    prop_assert!(found.is_err(), "damage {} is not found", kind);
+    for violation in found.unwrap_err() {
+        prop_assert!(!violation.to_string().is_empty());
+    }
+    // Most of it is found without the inventory, too.
+    if !matches!(kind, 4..=6 | 26 | 27) {
+        prop_assert!(check(&damaged, None).is_err(), "damage {} needs the inventory", kind);
+        prop_assert!(Plan::from_json(&damaged.to_json()).is_err());
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1500, failure_persistence: None, ..ProptestConfig::default() })]
+    #[test]
+    fn finds_damage(instance in small(), at in any::<Index>()) {
+        let inventory = instance.inventory();
+        if let Ok(plan) = make_plan(&inventory, Some(&instance.signatures()), 3) {
+            prop_assert!(check(&plan, None).is_ok());
+            prop_assert_eq!(Plan::from_json(&plan.to_json()).unwrap(), plan.clone());
+            for kind in 0..KINDS {
+                damaged_is_found(&plan, &inventory, kind, at)?;
+            }
+            // A plan of another inventory is stale.
+            let mut other = inventory.clone();
+            other.hosts[at.index(inventory.hosts.len())].rate_mbps += 1;
+            prop_assert!(check(&plan, Some(&other)).is_err());
+        }
+    }
+}
+
+/// What the random instances, with few bytes, do not reach.
+#[test]
+fn names_each_violation() {
+    let mut plan = crate::files::example_plan();
+    let group = plan.schedule.iter().find_map(|s| s.group).expect("the example has groups");
+    let members = plan.groups.iter().find(|g| g.id == group).expect("it is there").hosts.clone();
+    let outside = plan
+        .hosts
+        .iter()
+        .map(|h| h.name.clone())
+        .find(|name| !members.contains(name))
+        .expect("a host outside");
+    let mut wide = plan.clone();
+    wide.groups.iter_mut().find(|g| g.id == group).unwrap().hosts.push(outside.clone());
+    let found = check(&wide, None).unwrap_err();
+    assert!(
+        found.iter().any(|v| matches!(v, Violation::Waste { host, .. } if *host == outside)),
+        "{found:?}"
+    );
+    wide.isolation = planner::Isolation::Strict;
+    let found = check(&wide, None).unwrap_err();
+    assert!(found.iter().any(|v| matches!(v, Violation::NotExact { .. })), "{found:?}");
+    // Two groups on one address, one inside the time of the other.
+    let first = plan.schedule.iter().position(|s| s.group.is_some()).unwrap();
+    let second = plan.schedule.iter().rposition(|s| s.group.is_some()).unwrap();
+    assert_ne!(plan.schedule[first].group, plan.schedule[second].group);
+    let address = plan.groups[0].address.clone();
+    plan.groups.iter_mut().for_each(|g| g.address.clone_from(&address));
+    check(&plan, None).expect("one after the other is allowed");
+    let mut again = plan.schedule[first].clone();
+    again.hosts.truncate(1);
+    again.hosts[0].clone_from(&plan.schedule[first].hosts[0]);
+    plan.predicted = None;
+    plan.schedule.push(again);
+    let found = check(&plan, None).unwrap_err();
+    assert!(found.iter().any(|v| matches!(v, Violation::AddressShared { .. })), "{found:?}");
+}

@@ -1,0 +1,160 @@
+//! Placement against brute force.
+
+use std::cell::RefCell;
+
+use planner::inventory::{Inventory, Target};
+use planner::{Change, HostSet, Method, PlaceError, Resource, make_plan, place};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+
+use crate::instances::{all_placements, is_within_capacity, keeps_ties, small, traffic};
+
+fn mask(set: &HostSet) -> u32 {
+    set.iter().fold(0, |mask, host| mask | 1 << host)
+}
+
+/// The change made, or `None` if it is none of the inventory's.
+fn changed(inventory: &Inventory, change: &Change) -> Inventory {
+    let mut new = inventory.clone();
+    let vm =
+        |new: &mut Inventory, name: &str| new.vms.iter().position(|v| v.name == name).expect("a VM of it");
+    match change {
+        Change::Grow { host, resource, more } => {
+            let host = new.hosts.iter_mut().find(|h| h.name == *host).expect("a host of it");
+            match resource {
+                Resource::Memory => host.memory_mib += more,
+                Resource::Vcpus => host.vcpus += u32::try_from(*more).expect("small"),
+            }
+        }
+        Change::AddHost { memory_mib, vcpus } => {
+            let mut host = new.hosts[0].clone();
+            (host.name, host.address) = ("new".to_owned(), "10.0.1.1:1".to_owned());
+            (host.memory_mib, host.vcpus) = (*memory_mib, u32::try_from(*vcpus).expect("small"));
+            new.hosts.push(host);
+        }
+        Change::FewerCopies { vm: name, copies } => {
+            let v = vm(&mut new, name);
+            new.vms[v].to = Target::Clones(u32::try_from(*copies).expect("small"));
+        }
+        Change::Unpin { vm: name } => {
+            let v = vm(&mut new, name);
+            new.vms[v].to = Target::Clones(u32::try_from(new.vms[v].copies()).expect("small"));
+        }
+        Change::DropAffinity { vm: name, other } => {
+            let v = vm(&mut new, name);
+            new.vms[v].affinity.retain(|o| o != other);
+        }
+        Change::DropAntiAffinity { vm: name, other } => {
+            for v in &mut new.vms {
+                let its = v.name.clone();
+                v.anti_affinity.retain(|o| !((its == *name && o == other) || (its == *other && o == name)));
+            }
+        }
+        Change::LeaveOut { vm: name } => {
+            new.vms.retain(|v| v.name != *name);
+            for v in &mut new.vms {
+                v.affinity.retain(|o| o != name);
+                v.anti_affinity.retain(|o| o != name);
+            }
+        }
+        other => panic!("unknown change {other:?}"),
+    }
+    new
+}
+
+/// Places exactly the feasible instances, keeps every constraint, and reports costs and bounds that are true.
+#[test]
+fn agrees_with_brute_force() {
+    let gaps: RefCell<Vec<f64>> = RefCell::default();
+    let counts: RefCell<[usize; 5]> = RefCell::default();
+    let mut runner = TestRunner::new(Config { cases: 4000, failure_persistence: None, ..Config::default() });
+    let outcome = runner.run(&small(), |instance| {
+        let inventory = instance.inventory();
+        let signatures = instance.signatures();
+        let all = all_placements(&inventory);
+        let with = place(&inventory, Some(&signatures));
+        let without = place(&inventory, None);
+        prop_assert_eq!(without.is_ok(), !all.is_empty(), "without signatures: {:?}", without);
+        let placement = match with {
+            Ok(placement) => placement,
+            Err(PlaceError::Infeasible(infeasible)) => {
+                prop_assert!(all.is_empty(), "said {}", infeasible);
+                counts.borrow_mut()[0] += 1;
+                counts.borrow_mut()[1] += usize::from(!infeasible.changes.is_empty());
+                for change in &infeasible.changes {
+                    let new = changed(&inventory, change);
+                    prop_assert!(
+                        new.vms.is_empty() || !all_placements(&new).is_empty(),
+                        "{} does not help",
+                        change
+                    );
+                    if let Change::Grow { host, resource, more } = change {
+                        let less = Change::Grow { host: host.clone(), resource: *resource, more: more - 1 };
+                        prop_assert!(
+                            all_placements(&changed(&inventory, &less)).is_empty(),
+                            "{} is too much",
+                            change
+                        );
+                    }
+                }
+                return Ok(());
+            }
+            Err(other) => return Err(TestCaseError::fail(other.to_string())),
+        };
+        let masks: Vec<u32> = placement.hosts_of_vm.iter().map(mask).collect();
+        prop_assert!(is_within_capacity(&inventory, &masks) && keeps_ties(&inventory, &masks), "{:?}", masks);
+        prop_assert!(all.contains(&masks));
+        prop_assert_eq!(placement.bytes, traffic(&inventory, &signatures, &masks));
+        let best = all.iter().map(|masks| traffic(&inventory, &signatures, masks)).min().unwrap_or(0);
+        prop_assert!(placement.bytes_min <= best && best <= placement.bytes);
+        // Only where placement matters does the gap say anything.
+        let worst = all.iter().map(|masks| traffic(&inventory, &signatures, masks)).max().unwrap_or(0);
+        if worst > best {
+            gaps.borrow_mut().push(placement.bytes as f64 / best as f64 - 1.0);
+        }
+        let method = match placement.method {
+            Method::Greedy => 2,
+            Method::MostShared => 3,
+            _ => 4,
+        };
+        counts.borrow_mut()[method] += 1;
+        let plan = make_plan(&inventory, Some(&signatures), 1);
+        prop_assert!(plan.is_ok(), "{:?}", plan);
+        Ok(())
+    });
+    if let Err(error) = outcome {
+        panic!("{error}");
+    }
+    let (gaps, counts) = (gaps.into_inner(), counts.into_inner());
+    let worst = gaps.iter().fold(0.0, |a: f64, &b| a.max(b));
+    let mean = gaps.iter().sum::<f64>() / gaps.len() as f64;
+    println!(
+        "{} infeasible ({} with a change that helps), {} greedy, {} most shared, {} best fit; \
+         where placement matters ({}): {:.3} % above the optimum on average, {:.1} % at worst",
+        counts[0],
+        counts[1],
+        counts[2],
+        counts[3],
+        counts[4],
+        gaps.len(),
+        mean * 100.0,
+        worst * 100.0
+    );
+    assert!(counts.iter().all(|&count| count > 0), "every outcome occurs: {counts:?}");
+    assert!(mean < 0.02, "{mean}");
+}
+
+/// The same inventory gives the same plan, whatever the order of signatures.
+#[test]
+fn is_deterministic() {
+    let mut runner = TestRunner::new(Config { cases: 100, failure_persistence: None, ..Config::default() });
+    let outcome = runner.run(&small(), |instance| {
+        let inventory = instance.inventory();
+        let mut signatures = instance.signatures();
+        let first = make_plan(&inventory, Some(&signatures), 7).ok();
+        signatures.weights.reverse();
+        prop_assert_eq!(first, make_plan(&inventory, Some(&signatures), 7).ok());
+        Ok(())
+    });
+    outcome.unwrap();
+}
