@@ -1,5 +1,7 @@
 //! Image files as files: a golden header from a real QEMU, mappings, holes, and files that change in use.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use pages::{PAGE_SIZE, PageSource, Pfn};
 use std::error::Error as _;
 use std::fs::{self, File, OpenOptions};
@@ -28,7 +30,8 @@ fn read_back(image: &MappedImage) -> Vec<u8> {
 
 /// Writes the file that tests/data/make-golden.sh has taken apart; its pages are holes.
 fn golden(dir: &TempDir) -> PathBuf {
-    let data = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/mapped-ram-microvm.extents")).unwrap();
+    let data = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/mapped-ram-microvm.extents"))
+        .unwrap();
     let path = dir.path().join("golden.mapped-ram");
     let file = File::create(&path).unwrap();
     let (len, mut rest) = data.split_first_chunk().unwrap();
@@ -50,7 +53,8 @@ fn a_file_written_by_qemu_is_understood() {
     let info = image.info();
     assert_eq!(info.format, ImageFormat::QemuMappedRam);
     assert_eq!(info.fingerprint, "qemu-mapped-ram;machine=microvm;microvm.ram=4194304;pc.bios=65536");
-    let blocks: Vec<_> = info.blocks.iter().map(|b| (b.id.as_str(), b.file_offset, b.len, b.page_size)).collect();
+    let blocks: Vec<_> =
+        info.blocks.iter().map(|b| (b.id.as_str(), b.file_offset, b.len, b.page_size)).collect();
     assert_eq!(blocks, [("microvm.ram", 0x10_0000, 4 << 20, 4096), ("pc.bios", 0x60_0000, 65536, 4096)]);
     // Seven pages of firmware; the machine never ran.
     assert_eq!(image.present_pages(), Some(7));
@@ -96,7 +100,8 @@ fn holes_read_as_zeros_and_data_beside_them_is_kept() {
     let file = File::create(&path).unwrap();
     let len = 300 * PAGE_SIZE + 9;
     file.set_len(len as u64).unwrap();
-    let pieces = [(3 * PAGE_SIZE + 5, 10), (100 * PAGE_SIZE, PAGE_SIZE), (200 * PAGE_SIZE - 3, 6), (len - 1, 1)];
+    let pieces =
+        [(3 * PAGE_SIZE + 5, 10), (100 * PAGE_SIZE, PAGE_SIZE), (200 * PAGE_SIZE - 3, 6), (len - 1, 1)];
     for (offset, count) in pieces {
         file.write_all_at(&vec![0xab; count], offset as u64).unwrap();
     }
@@ -179,7 +184,7 @@ fn reading_does_not_count_as_a_change() {
     let before = fs::metadata(&path).unwrap().modified().unwrap();
     let image = MappedImage::open(&path, None).unwrap();
     image.prefetch(0..u32::MAX);
-    image.prefetch(70..60);
+    image.prefetch(std::ops::Range { start: 70, end: 60 });
     assert_eq!(read_back(&image).len(), 64 * PAGE_SIZE);
     image.check_unchanged().unwrap();
     assert_eq!(fs::metadata(&path).unwrap().modified().unwrap(), before);

@@ -20,7 +20,7 @@ pub(super) fn contents(path: &Path, file: &[u8]) -> Result<Contents, ImageError>
     {
         return Err(ImageError::FirecrackerVmstate { path: path.to_owned() });
     }
-    if len % PAGE_SIZE as u64 != 0 {
+    if !len.is_multiple_of(PAGE_SIZE as u64) {
         return Err(ImageError::PartialPage { path: path.to_owned(), len });
     }
     Ok(Contents {

@@ -55,6 +55,7 @@ fn page_before(offset: i64) -> Option<u32> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
     use std::io::{Seek, SeekFrom, Write};

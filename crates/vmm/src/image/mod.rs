@@ -344,8 +344,7 @@ impl MappedImage {
     /// [`ImageError::Changed`], or [`ImageError::Io`] if the file cannot be inspected.
     pub fn check_unchanged(&self) -> Result<(), ImageError> {
         let changed = |change| Err(ImageError::Changed { path: self.path.clone(), change });
-        let inspect =
-            |source| ImageError::Io { path: self.path.clone(), action: "inspect", source };
+        let inspect = |source| ImageError::Io { path: self.path.clone(), action: "inspect", source };
         let open = FileState::of(&self.file.metadata().map_err(inspect)?);
         let named = match std::fs::metadata(&self.path) {
             Ok(metadata) => FileState::of(&metadata),
@@ -379,7 +378,10 @@ impl PageSource for MappedImage {
 
 impl std::fmt::Debug for MappedImage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("MappedImage").field("path", &self.path).field("info", &self.info).finish_non_exhaustive()
+        f.debug_struct("MappedImage")
+            .field("path", &self.path)
+            .field("info", &self.info)
+            .finish_non_exhaustive()
     }
 }
 

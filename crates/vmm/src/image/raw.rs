@@ -20,5 +20,11 @@ pub(super) fn contents(file_len: u64) -> Contents {
 
 /// One block as long as the file.
 pub(super) fn whole_file(file_len: u64) -> RamBlock {
-    RamBlock { id: BLOCK_ID.to_owned(), file_offset: 0, len: file_len, page_size: PAGE_SIZE as u64, gpa: None }
+    RamBlock {
+        id: BLOCK_ID.to_owned(),
+        file_offset: 0,
+        len: file_len,
+        page_size: PAGE_SIZE as u64,
+        gpa: None,
+    }
 }

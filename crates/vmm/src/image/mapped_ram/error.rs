@@ -139,7 +139,9 @@ pub enum MappedRamError {
         id: String,
     },
     /// A bitmap or pages that reach beyond the end of the file.
-    #[error("RAM block {id}: its {what} at {offset} + {len} bytes are outside of the file of {file_len} bytes")]
+    #[error(
+        "RAM block {id}: its {what} at {offset} + {len} bytes are outside of the file of {file_len} bytes"
+    )]
     OutsideFile {
         /// The block.
         id: String,

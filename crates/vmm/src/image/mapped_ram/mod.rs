@@ -16,6 +16,7 @@
 mod cursor;
 mod error;
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests;
 
 pub use error::MappedRamError;
@@ -231,7 +232,7 @@ fn block(cursor: &mut Cursor<'_>, ignore_shared: bool) -> Result<Block, Error> {
     let id = cursor.counted("block's name")?;
     let id = name(id).ok_or(Error::BlockName { at })?;
     let len = cursor.u64("block's length")?;
-    if len % PAGE != 0 {
+    if !len.is_multiple_of(PAGE) {
         return Err(Error::BlockLength { id, len });
     }
     let gpa = if ignore_shared { Some(cursor.u64("block's address")?) } else { None };
@@ -248,7 +249,7 @@ fn block(cursor: &mut Cursor<'_>, ignore_shared: bool) -> Result<Block, Error> {
     if page_size != PAGE {
         return Err(Error::PageSize { id, found: page_size });
     }
-    if pages_offset % PAGE != 0 {
+    if !pages_offset.is_multiple_of(PAGE) {
         return Err(Error::Misaligned { id, offset: pages_offset });
     }
     let page_count = len / PAGE;

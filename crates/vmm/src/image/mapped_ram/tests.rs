@@ -212,7 +212,7 @@ fn check(file: &[u8], layout: &Layout) {
     let mut end = 0;
     for block in &layout.blocks {
         assert!(end < block.bitmap_offset && block.bitmap_offset <= block.pages_offset);
-        assert!(block.len % PAGE == 0 && block.pages_offset % PAGE == 0);
+        assert!(block.len.is_multiple_of(PAGE) && block.pages_offset.is_multiple_of(PAGE));
         assert!(block.present_pages <= block.len / PAGE);
         end = block.pages_offset + block.len;
     }
