@@ -7,7 +7,9 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 use clap::{Args, Parser, Subcommand};
-use lab::hosts::{Lab, LabError, LabOptions, Loss, exec_in_user_namespace, reexec_in_user_namespace_if_needed, sweep};
+use lab::hosts::{
+    Lab, LabError, LabOptions, Loss, exec_in_user_namespace, reexec_in_user_namespace_if_needed, sweep,
+};
 use lab::memory::{Fleet, MemoryError};
 use lab::peers::{Peer, PeerError, PeerOptions, Stream};
 
@@ -195,7 +197,8 @@ fn time_peers(
             let mut results = results.collect::<Result<Vec<_>, _>>()?;
             results.sort_by_key(|result| result.wall);
             let median = &results[runs / 2];
-            let whole: usize = results.iter().flat_map(|result| &result.per_host_ok).map(|ok| usize::from(*ok)).sum();
+            let whole: usize =
+                results.iter().flat_map(|result| &result.per_host_ok).map(|ok| usize::from(*ok)).sum();
             println!(
                 "{:<22}{count:>6}{:>12.0}{:>12.3}{:>13}%  {whole} of {} hosts{}",
                 peer.name(),

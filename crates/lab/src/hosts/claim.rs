@@ -53,7 +53,8 @@ impl Claim {
     /// `None` if the name is in use.
     fn take(prefix: &str) -> Result<Option<Self>, LabError> {
         let path = Path::new(CLAIMS).join(prefix);
-        let fail = |action| move |path: &Path, source| LabError::File { action, path: path.to_owned(), source };
+        let fail =
+            |action| move |path: &Path, source| LabError::File { action, path: path.to_owned(), source };
         std::fs::create_dir_all(CLAIMS).map_err(|source| fail("make")(Path::new(CLAIMS), source))?;
         let file = File::options().create(true).truncate(false).write(true).open(&path);
         let mut file = file.map_err(|source| fail("open")(&path, source))?;
@@ -63,15 +64,18 @@ impl Claim {
             Err(TryLockError::Error(source)) => return Err(fail("lock")(&path, source)),
         }
         // A sweep may have removed the file between its opening and its locking: then the lock guards nothing.
-        let is_current = std::fs::metadata(&path)
-            .and_then(|there| Ok((there.dev(), there.ino()) == file.metadata().map(|own| (own.dev(), own.ino()))?));
+        let is_current = std::fs::metadata(&path).and_then(|there| {
+            Ok((there.dev(), there.ino()) == file.metadata().map(|own| (own.dev(), own.ino()))?)
+        });
         if !is_current.unwrap_or(false) {
             return Ok(None);
         }
         // What a dead owner of the same name left.
         remove_namespaces(prefix)?;
         let number = format!("{}\n", std::process::id());
-        file.set_len(0).and_then(|()| file.write_all(number.as_bytes())).map_err(|source| fail("write")(&path, source))?;
+        file.set_len(0)
+            .and_then(|()| file.write_all(number.as_bytes()))
+            .map_err(|source| fail("write")(&path, source))?;
         Ok(Some(Self { prefix: prefix.to_owned(), path, _lock: file }))
     }
 }

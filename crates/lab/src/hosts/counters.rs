@@ -108,19 +108,34 @@ pub(super) const TABLE: &str = "/proc/thread-self/net/dev";
 pub(super) fn parse_table(table: &str, interface: &str) -> Result<LinkCounters, LabError> {
     let unreadable = || LabError::Format { what: "/proc/net/dev", text: table.to_owned() };
     let line = table.lines().find_map(|line| line.trim_start().strip_prefix(interface)?.strip_prefix(':'));
-    let fields: Result<Vec<u64>, _> = line.ok_or_else(unreadable)?.split_whitespace().map(str::parse).collect();
+    let fields: Result<Vec<u64>, _> =
+        line.ok_or_else(unreadable)?.split_whitespace().map(str::parse).collect();
     match fields.as_deref() {
-        Ok([rx_bytes, rx_packets, _, rx_dropped, _, _, _, rx_multicast, tx_bytes, tx_packets, _, tx_dropped, ..]) => {
-            Ok(LinkCounters {
-                rx_bytes: *rx_bytes,
-                rx_packets: *rx_packets,
-                rx_dropped: *rx_dropped,
-                rx_multicast: *rx_multicast,
-                tx_bytes: *tx_bytes,
-                tx_packets: *tx_packets,
-                tx_dropped: *tx_dropped,
-            })
-        }
+        Ok(
+            [
+                rx_bytes,
+                rx_packets,
+                _,
+                rx_dropped,
+                _,
+                _,
+                _,
+                rx_multicast,
+                tx_bytes,
+                tx_packets,
+                _,
+                tx_dropped,
+                ..,
+            ],
+        ) => Ok(LinkCounters {
+            rx_bytes: *rx_bytes,
+            rx_packets: *rx_packets,
+            rx_dropped: *rx_dropped,
+            rx_multicast: *rx_multicast,
+            tx_bytes: *tx_bytes,
+            tx_packets: *tx_packets,
+            tx_dropped: *tx_dropped,
+        }),
         _ => Err(unreadable()),
     }
 }
@@ -130,7 +145,9 @@ pub(super) fn parse_tally(listing: &str, name: &str) -> Result<Tally, LabError> 
     let unreadable = || LabError::Format { what: "nft's counters", text: listing.to_owned() };
     let parsed: serde_json::Value = serde_json::from_str(listing).map_err(|_| unreadable())?;
     let objects = parsed["nftables"].as_array().ok_or_else(unreadable)?;
-    let Some(counter) = objects.iter().map(|object| &object["counter"]).find(|counter| counter["name"] == name) else {
+    let Some(counter) =
+        objects.iter().map(|object| &object["counter"]).find(|counter| counter["name"] == name)
+    else {
         return Ok(Tally::default());
     };
     match (counter["packets"].as_u64(), counter["bytes"].as_u64()) {

@@ -105,7 +105,9 @@ impl Loss {
             Pattern::Burst { length, every } if every == 0 || length > every => {
                 return bad(format!("{length} of each {every} frames cannot be lost"));
             }
-            Pattern::Random { permille: 1_000 } | Pattern::Deterministic { permille: 1_000, .. } => String::new(),
+            Pattern::Random { permille: 1_000 } | Pattern::Deterministic { permille: 1_000, .. } => {
+                String::new()
+            }
             Pattern::Burst { length, every } if length == every => String::new(),
             Pattern::Random { permille } => format!("numgen random mod 1000 < {permille}"),
             // Bits 64 to 127 of the transport header: the payload's first 8 bytes, after UDP's 8.
@@ -164,7 +166,8 @@ delete chain {chain}
     );
     if permille > 0 {
         let scope = Scope::Datagrams.expression();
-        let chance = if permille == 1_000 { String::new() } else { format!("numgen random mod 1000 < {permille} ") };
+        let chance =
+            if permille == 1_000 { String::new() } else { format!("numgen random mod 1000 < {permille} ") };
         write!(
             rules,
             "add chain {chain} {{ type filter hook egress device \"p{host}\" priority 0; }}
@@ -182,7 +185,9 @@ add rule {chain} {scope} meta mark != {COPY_MARK} {chance}meta mark set {COPY_MA
 /// (at least 128 KiB), as a switch port's buffer might.
 pub(super) fn rate_line(device: &str, rate_bps: u64) -> Result<String, LabError> {
     if rate_bps < 8_000 {
-        return Err(LabError::Options { reason: format!("a rate of {rate_bps} bit/s is too low to be shaped") });
+        return Err(LabError::Options {
+            reason: format!("a rate of {rate_bps} bit/s is too low to be shaped"),
+        });
     }
     let burst = (rate_bps / 16_000).max(16 << 10);
     let queue = (rate_bps / 800).max(128 << 10);
@@ -195,7 +200,8 @@ mod tests {
 
     #[test]
     fn impossible_faults_are_refused() {
-        for loss in [Loss::random(1_001), Loss::deterministic(2_000, 1), Loss::burst(2, 1), Loss::burst(0, 0)] {
+        for loss in [Loss::random(1_001), Loss::deterministic(2_000, 1), Loss::burst(2, 1), Loss::burst(0, 0)]
+        {
             assert!(matches!(loss_rules(1, Some(loss)), Err(LabError::Options { .. })), "{loss:?}");
         }
         assert!(duplication_rules(1, 1_001).is_err());
@@ -205,7 +211,10 @@ mod tests {
     #[test]
     fn total_loss_needs_no_chance() {
         let rules = loss_rules(3, Some(Loss::random(1_000).of(Scope::Multicast))).expect("possible");
-        assert!(rules.contains("to3 meta pkttype multicast meta l4proto udp  counter name lost3 drop"), "{rules}");
+        assert!(
+            rules.contains("to3 meta pkttype multicast meta l4proto udp  counter name lost3 drop"),
+            "{rules}"
+        );
     }
 
     #[test]

@@ -192,7 +192,9 @@ impl Lab {
         let rules = faults::loss_rules(index, None)? + &faults::duplication_rules(index, 0)?;
         setup::nft(&self.switch, &rules)?;
         // `replace` first, as there may be nothing to delete. The default is no queue at all.
-        for (namespace, device) in [(&self.switch, self.host(host).port().as_str()), (&self.host(host).namespace, INTERFACE)] {
+        for (namespace, device) in
+            [(&self.switch, self.host(host).port().as_str()), (&self.host(host).namespace, INTERFACE)]
+        {
             let replace = faults::rate_line(device, 1_000_000_000)?;
             setup::tc(namespace, &format!("{replace}qdisc del dev {device} root\n"))?;
         }
@@ -280,7 +282,10 @@ impl Host {
     }
 
     /// As [`Self::run`], without waiting. The thread does not end with the lab.
-    pub fn spawn<T: Send + 'static>(&self, action: impl FnOnce() -> T + Send + 'static) -> JoinHandle<io::Result<T>> {
+    pub fn spawn<T: Send + 'static>(
+        &self,
+        action: impl FnOnce() -> T + Send + 'static,
+    ) -> JoinHandle<io::Result<T>> {
         self.namespace.spawn(action)
     }
 

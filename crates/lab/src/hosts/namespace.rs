@@ -84,7 +84,8 @@ impl Namespace {
             // /sys/class/net shows the namespace of whoever mounted /sys. A mount namespace of the child's own
             // keeps the new mount to it. Not vital: without it, programs that read /sys see the host's interfaces.
             if unshare(CloneFlags::CLONE_NEWNS).is_ok()
-                && mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_SLAVE, None::<&str>).is_ok()
+                && mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_SLAVE, None::<&str>)
+                    .is_ok()
             {
                 let _ = mount(Some("lab"), "/sys", Some("sysfs"), MsFlags::empty(), None::<&str>);
             }
@@ -133,9 +134,13 @@ pub(super) fn kill_processes_in(names: &[String]) -> usize {
     let Ok(processes) = std::fs::read_dir("/proc") else { return 0 };
     let mut killed = 0;
     for process in processes.flatten() {
-        let Some(pid) = process.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        let Some(pid) = process.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
+            continue;
+        };
         let is_inside = identity(&process.path().join("ns/net")).is_some_and(|id| ours.contains(&id));
-        if is_inside && u32::try_from(pid) != Ok(std::process::id()) && kill(Pid::from_raw(pid), Signal::SIGKILL).is_ok()
+        if is_inside
+            && u32::try_from(pid) != Ok(std::process::id())
+            && kill(Pid::from_raw(pid), Signal::SIGKILL).is_ok()
         {
             killed += 1;
         }

@@ -52,7 +52,8 @@ pub fn reexec_in_user_namespace_if_needed() -> Result<(), LabError> {
     if has_rights() {
         return Ok(());
     }
-    let program = std::env::current_exe().map_err(|source| LabError::system("find this program's file", source))?;
+    let program =
+        std::env::current_exe().map_err(|source| LabError::system("find this program's file", source))?;
     let mut arguments = vec![program.into_os_string()];
     arguments.extend(std::env::args_os().skip(1));
     Err(exec_in_user_namespace(&arguments))
@@ -63,7 +64,8 @@ pub fn reexec_in_user_namespace_if_needed() -> Result<(), LabError> {
 #[must_use = "it returns only if it failed"]
 pub fn exec_in_user_namespace(arguments: &[std::ffi::OsString]) -> LabError {
     if std::env::var_os(MARK).is_some() {
-        let reason = "this process is in a user namespace of the lab's already and still lacks rights".to_owned();
+        let reason =
+            "this process is in a user namespace of the lab's already and still lacks rights".to_owned();
         return LabError::MissingRight { reason };
     }
     if let Err(error) = try_user_namespace() {

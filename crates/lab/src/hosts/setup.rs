@@ -35,7 +35,9 @@ pub(super) fn check(options: &LabOptions) -> Result<(), LabError> {
     let reason = match options {
         LabOptions { hosts: 0, .. } => "it has no hosts".to_owned(),
         LabOptions { hosts, .. } if *hosts > HOSTS_MAX => format!("{hosts} hosts are more than {HOSTS_MAX}"),
-        LabOptions { mtu, .. } if !(1_280..=9_000).contains(mtu) => format!("an MTU of {mtu} is not in 1280..=9000"),
+        LabOptions { mtu, .. } if !(1_280..=9_000).contains(mtu) => {
+            format!("an MTU of {mtu} is not in 1280..=9000")
+        }
         _ => return Ok(()),
     };
     Err(LabError::Options { reason })
@@ -77,7 +79,9 @@ fn build_switch(switch: &Namespace, hosts: &[Host], mtu: u32) -> Result<(), LabE
         let [high, low] = index.to_be_bytes();
         // Addresses that are the same in each run, so that captures can be compared.
         let mac = format!("02:77:00:00:{high:02x}:{low:02x}");
-        batch += &format!("link add p{index} mtu {mtu} type veth peer name {INTERFACE} mtu {mtu} address {mac} netns {peer}\n");
+        batch += &format!(
+            "link add p{index} mtu {mtu} type veth peer name {INTERFACE} mtu {mtu} address {mac} netns {peer}\n"
+        );
         batch += &port_lines(*index);
     }
     ip(Some(switch), &batch)
@@ -112,7 +116,9 @@ fn set_sysctls(namespace: &Namespace, options: &LabOptions) -> Result<(), LabErr
         &[("all/disable_ipv6", "1"), ("default/disable_ipv6", "1")]
     };
     let write = || {
-        settings.iter().try_for_each(|(name, value)| std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}"), value))
+        settings
+            .iter()
+            .try_for_each(|(name, value)| std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}"), value))
     };
     match namespace.run(write).and_then(|written| written) {
         // A kernel without IPv6 has nothing to switch off.

@@ -85,7 +85,8 @@ impl Layout {
                 Class::Repeated => counts.repeated += extent.pages,
                 Class::Unique => counts.unique += extent.pages,
                 Class::System => {
-                    let drifted = (extent.first..extent.first + extent.pages).filter(|page| is_drifted(*page));
+                    let drifted =
+                        (extent.first..extent.first + extent.pages).filter(|page| is_drifted(*page));
                     let drifted = u32::try_from(drifted.count()).expect("no more than the pages");
                     counts.drifted += drifted;
                     counts.system += extent.pages - drifted;

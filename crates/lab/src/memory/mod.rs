@@ -233,11 +233,17 @@ mod tests {
                 }
             }
             assert_eq!((seen.zero, seen.uniform), (2_400, 20));
-            assert_eq!((seen.zero, seen.uniform, seen.repeated), (counts.zero, counts.uniform, counts.repeated));
+            assert_eq!(
+                (seen.zero, seen.uniform, seen.repeated),
+                (counts.zero, counts.uniform, counts.repeated)
+            );
             assert_eq!(counts.system + counts.drifted, 920);
             assert!((5..40).contains(&counts.drifted), "2 % drifted: {}", counts.drifted);
             // A system page that no other VM happens to hold is seen as unique.
-            assert!(seen.system <= counts.system && seen.system > counts.system * 85 / 100, "{seen:?} {counts:?}");
+            assert!(
+                seen.system <= counts.system && seen.system > counts.system * 85 / 100,
+                "{seen:?} {counts:?}"
+            );
         }
     }
 
@@ -278,8 +284,10 @@ mod tests {
             .flatten()
             .copied()
             .collect();
-        let packed: usize =
-            bytes.chunks(1 << 20).map(|block| zstd::bulk::compress(block, 1).expect("compresses").len()).sum();
+        let packed: usize = bytes
+            .chunks(1 << 20)
+            .map(|block| zstd::bulk::compress(block, 1).expect("compresses").len())
+            .sum();
         let percent = packed * 100 / bytes.len();
         eprintln!("{percent} %");
         assert!((25..=42).contains(&percent), "zstd-1 leaves {percent} %");
@@ -291,7 +299,10 @@ mod tests {
         let fleet = Fleet { mix, ..Fleet::default() };
         assert!(matches!(fleet.page_counts(0), Err(MemoryError::Mix { permille: 1_046 })));
         assert!(fleet.write_image(0, &mut Vec::new()).is_err());
-        assert!(matches!(Fleet { systems: 0, ..Fleet::default() }.page_counts(0), Err(MemoryError::NoSystem)));
+        assert!(matches!(
+            Fleet { systems: 0, ..Fleet::default() }.page_counts(0),
+            Err(MemoryError::NoSystem)
+        ));
         for pages in [0, 1, 2, 7] {
             image(&Fleet { pages, ..Fleet::default() }, 0);
         }

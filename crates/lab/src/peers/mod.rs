@@ -67,7 +67,13 @@ impl Peer {
     /// # Errors
     /// [`PeerError::Missing`] if the program is not unpacked; [`PeerError::Hosts`] if the lab has too few; what keeps
     /// a run from starting. A transfer that fails or runs out of time is a [`PeerResult`].
-    pub fn run(self, lab: &Lab, file: &Path, hosts: u16, options: &PeerOptions) -> Result<PeerResult, PeerError> {
+    pub fn run(
+        self,
+        lab: &Lab,
+        file: &Path,
+        hosts: u16,
+        options: &PeerOptions,
+    ) -> Result<PeerResult, PeerError> {
         if hosts == 0 || usize::from(hosts) > lab.receivers().len() {
             return Err(PeerError::Hosts { wanted: hosts, there: lab.receivers().len() });
         }
@@ -211,7 +217,12 @@ impl Run<'_> {
             let status = route.status().map_err(|source| PeerError::io("run", Path::new("ip"), source))?;
             if !status.success() {
                 let command = format!("{route:?}");
-                return Err(LabError::Command { command, status: status.to_string(), message: String::new() }.into());
+                return Err(LabError::Command {
+                    command,
+                    status: status.to_string(),
+                    message: String::new(),
+                }
+                .into());
             }
         }
         Ok(())
@@ -222,7 +233,9 @@ impl Run<'_> {
         const TABLE: &str = "/proc/thread-self/net/udp";
         let suffix = format!(":{port:04X}");
         let is_open = |table: &str| {
-            table.lines().any(|line| line.split_whitespace().nth(1).is_some_and(|local| local.ends_with(&suffix)))
+            table
+                .lines()
+                .any(|line| line.split_whitespace().nth(1).is_some_and(|local| local.ends_with(&suffix)))
         };
         let deadline = Instant::now() + self.timeout.min(Duration::from_secs(10));
         for host in self.receivers() {

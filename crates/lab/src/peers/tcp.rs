@@ -59,7 +59,8 @@ pub(super) fn run(run: &Run<'_>, stream: Stream) -> Result<Outcome, PeerError> {
     });
     let completed = received.iter().all(|received| *received);
     let is_same = |host: u16| output(host).is_none_or(|path| same_bytes(run.file, &path));
-    let per_host_ok = run.receivers().zip(received).map(|(host, received)| received && is_same(host)).collect();
+    let per_host_ok =
+        run.receivers().zip(received).map(|(host, received)| received && is_same(host)).collect();
     Ok(Outcome { wall, per_host_ok, completed })
 }
 

@@ -30,7 +30,9 @@ pub(super) fn run(run: &Run<'_>) -> Result<Outcome, PeerError> {
     let mut command = run.lab.host(0).command(&sender.to_string_lossy());
     let block = run.lab.options().mtu - HEADERS;
     command.args(["--interface", interface, "--nokbd", "--no-progress", "--full-duplex"]);
-    command.args(["--blocksize", &block.to_string(), "--min-receivers", &run.hosts.to_string(), "--file"]).arg(run.file);
+    command
+        .args(["--blocksize", &block.to_string(), "--min-receivers", &run.hosts.to_string(), "--file"])
+        .arg(run.file);
     let start = Instant::now();
     let deadline = start + run.timeout;
     let status = Running::start(command)?.wait_until(deadline);

@@ -18,7 +18,10 @@ const CACHE: &str = "20971520";
 const ROUND_TRIP: &str = "0.02:0.01:1";
 
 /// Bytes of IPv4, UDP and its own headers that its block size leaves room for.
-const HEADERS: u32 = 200;
+const HEADERS: u32 = 100;
+
+/// Largest block that it takes.
+const BLOCK_MAX: u32 = 8_800;
 
 pub(super) fn run(run: &Run<'_>) -> Result<Outcome, PeerError> {
     let (sender, receiver) = (find("uftp")?, find("uftpd")?);
@@ -30,7 +33,18 @@ pub(super) fn run(run: &Run<'_>) -> Result<Outcome, PeerError> {
         let place = directory(host);
         std::fs::create_dir_all(&place).map_err(|source| PeerError::io("make", &place, source))?;
         let mut command = run.lab.host(host).command(&receiver.to_string_lossy());
-        command.args(["-d", "-I", interface, "-B", SOCKET_BUFFER, "-c", CACHE, "-U", &format!("0x{host:08X}"), "-D"]);
+        command.args([
+            "-d",
+            "-I",
+            interface,
+            "-B",
+            SOCKET_BUFFER,
+            "-c",
+            CACHE,
+            "-U",
+            &format!("0x{host:08X}"),
+            "-D",
+        ]);
         receivers.push(Running::start({
             command.arg(&place);
             command
@@ -40,9 +54,20 @@ pub(super) fn run(run: &Run<'_>) -> Result<Outcome, PeerError> {
     // Their memberships have reached the switch.
     std::thread::sleep(Duration::from_millis(50));
 
-    let block = run.lab.options().mtu - HEADERS;
+    let block = (run.lab.options().mtu - HEADERS).min(BLOCK_MAX);
     let mut command = run.lab.host(0).command(&sender.to_string_lossy());
-    command.args(["-I", interface, "-B", SOCKET_BUFFER, "-R", "-1", "-r", ROUND_TRIP, "-b", &block.to_string()]);
+    command.args([
+        "-I",
+        interface,
+        "-B",
+        SOCKET_BUFFER,
+        "-R",
+        "-1",
+        "-r",
+        ROUND_TRIP,
+        "-b",
+        &block.to_string(),
+    ]);
     // Named hosts: it begins as soon as the last has registered.
     let hosts: Vec<String> = run.receivers().map(|host| format!("0x{host:08X}")).collect();
     command.args(["-H", &hosts.join(",")]).arg(run.file);

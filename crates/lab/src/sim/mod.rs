@@ -17,25 +17,27 @@
 //! shared by ports, several switches; the control channel uses none of the links' rate.
 
 mod control;
+mod event;
+mod host;
 mod link;
 mod membership;
 mod profile;
 #[cfg(test)]
 mod tests;
 
-use std::cmp::{Ordering, Reverse};
+use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use control::Control;
 pub use control::ControlDown;
-use link::{Arrival, Link};
+use event::{Event, EventKind};
+use host::Host;
+pub use host::{HostStats, RECEIVE_BUFFER_BYTES};
+use link::Arrival;
 pub use link::LinkStats;
-use membership::Memberships;
 pub use profile::{IP_OVERHEAD, LinkProfile, LossModel, MulticastTiming, WIRE_OVERHEAD};
-
-use crate::rng::Rng;
 
 /// Where a datagram goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -93,74 +95,11 @@ pub enum DeliveryKind {
     },
 }
 
-/// A host's counters.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct HostStats {
-    /// From the host to the switch.
-    pub up: LinkStats,
-    /// From the switch to the host.
-    pub down: LinkStats,
-    /// Datagrams returned by [`SimNet::poll`].
-    pub delivered: u64,
-    /// Datagrams that used the downlink for a group that the host had left.
-    pub unwanted: u64,
-    /// Bytes of those, [`WIRE_OVERHEAD`] counted.
-    pub unwanted_bytes: u64,
-    /// Datagrams dropped because a frozen host's receive buffer was full.
-    pub overflowed: u64,
-    /// Datagrams dropped because the host was down.
-    pub to_crashed: u64,
-}
-
-struct Host {
-    up: Link,
-    down: Link,
-    stats: HostStats,
-    memberships: Memberships,
-    crashed: bool,
-    /// Grows with each crash; what was under way to an earlier life is not delivered.
-    life: u32,
-    frozen_until: Duration,
-    receive_buffer_bytes: u64,
-    held_bytes: u64,
-}
-
-enum EventKind {
-    AtSwitch { from: u16, dest: Dest, bytes: Arc<[u8]> },
-    AtHost { to: u16, life: u32, held: bool, from: u16, dest: Dest, bytes: Arc<[u8]> },
-    Control { to: u16, life: u32, from: u16, epoch: u32, bytes: Arc<[u8]> },
-    ControlClosed { to: u16, life: u32, peer: u16 },
-}
-
-struct Event {
-    at: Duration,
-    /// When it reached a frozen host's buffer first; else `at`. What waited comes before what arrives as the host thaws.
-    arrived: Duration,
-    sequence: u64,
-    kind: EventKind,
-}
-
-impl PartialEq for Event {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other) == Ordering::Equal
-    }
-}
-impl Eq for Event {}
-impl PartialOrd for Event {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl Ord for Event {
-    fn cmp(&self, other: &Self) -> Ordering {
-        (self.at, self.arrived, self.sequence).cmp(&(other.at, other.arrived, other.sequence))
-    }
-}
-
 /// The simulated network; see the module's page for the order of calls.
 ///
 /// Every method that takes a host's number panics if there is no such host.
 pub struct SimNet {
+    n_hosts: u16,
     hosts: Vec<Host>,
     control: Control,
     timing: MulticastTiming,
@@ -170,25 +109,12 @@ pub struct SimNet {
 }
 
 impl SimNet {
-    /// Bytes of datagrams that a frozen host keeps at first, payloads counted: what Linux allows a socket by default.
-    pub const RECEIVE_BUFFER_BYTES: u64 = 212_992;
-
     /// A network of hosts `0..n_hosts`, with perfect links, all control channels open and no memberships.
     #[must_use]
     pub fn new(seed: u64, n_hosts: u16) -> Self {
-        let host = |index: u16| Host {
-            up: Link::new(Rng::of(seed, &[u64::from(index), 0])),
-            down: Link::new(Rng::of(seed, &[u64::from(index), 1])),
-            stats: HostStats::default(),
-            memberships: Memberships::default(),
-            crashed: false,
-            life: 0,
-            frozen_until: Duration::ZERO,
-            receive_buffer_bytes: Self::RECEIVE_BUFFER_BYTES,
-            held_bytes: 0,
-        };
         Self {
-            hosts: (0..n_hosts).map(host).collect(),
+            n_hosts,
+            hosts: (0..n_hosts).map(|index| Host::new(seed, index)).collect(),
             control: Control::default(),
             timing: MulticastTiming::default(),
             events: BinaryHeap::new(),
@@ -199,8 +125,8 @@ impl SimNet {
 
     /// Number of hosts.
     #[must_use]
-    pub fn host_count(&self) -> u16 {
-        u16::try_from(self.hosts.len()).expect("made from a u16")
+    pub const fn host_count(&self) -> u16 {
+        self.n_hosts
     }
 
     /// A link's present profile.
@@ -361,8 +287,9 @@ impl SimNet {
 
     /// The next delivery that is due at `now`, in order of time; `None` when nothing is due.
     pub fn poll(&mut self, now: Duration) -> Option<Delivery> {
-        while self.next_event_time().is_some_and(|at| at <= now) {
-            let Reverse(event) = self.events.pop().expect("peeked just before");
+        while self.next_event_time().is_some_and(|at| at <= now)
+            && let Some(Reverse(event)) = self.events.pop()
+        {
             self.now = self.now.max(event.at);
             if let Some(delivery) = self.process(event) {
                 return Some(delivery);
@@ -447,42 +374,5 @@ impl SimNet {
                 self.push(at, EventKind::AtHost { to, life, held: false, from, dest, bytes });
             }
         }
-    }
-}
-
-impl Host {
-    /// Keeps what arrives while the host is frozen, or drops it.
-    fn hold(&mut self, kind: EventKind) -> Option<EventKind> {
-        let EventKind::AtHost { to, life, held, from, dest, bytes } = kind else { return Some(kind) };
-        if !held {
-            let len = bytes.len() as u64;
-            if self.held_bytes + len > self.receive_buffer_bytes {
-                self.stats.overflowed += 1;
-                return None;
-            }
-            self.held_bytes += len;
-        }
-        Some(EventKind::AtHost { to, life, held: true, from, dest, bytes })
-    }
-
-    fn accept(
-        &mut self,
-        held: bool,
-        from: u16,
-        dest: Dest,
-        bytes: Arc<[u8]>,
-    ) -> Option<DeliveryKind> {
-        if held {
-            self.held_bytes -= bytes.len() as u64;
-        }
-        if let Dest::Group(group) = dest
-            && !self.memberships.is_member(group)
-        {
-            self.stats.unwanted += 1;
-            self.stats.unwanted_bytes += bytes.len() as u64 + u64::from(WIRE_OVERHEAD);
-            return None;
-        }
-        self.stats.delivered += 1;
-        Some(DeliveryKind::Datagram { from, dest, bytes })
     }
 }

@@ -87,15 +87,17 @@ fn profile() -> impl Strategy<Value = LinkProfile> {
         64u32..3_000,
         0u32..20_000,
     )
-        .prop_map(|(rate_bps, delay, jitter, loss, duplicate_ppm, corrupt_ppm, mtu, queue_bytes)| LinkProfile {
-            rate_bps,
-            queue_bytes,
-            delay: micros(delay),
-            jitter: micros(jitter),
-            loss,
-            duplicate_ppm,
-            corrupt_ppm,
-            mtu,
+        .prop_map(|(rate_bps, delay, jitter, loss, duplicate_ppm, corrupt_ppm, mtu, queue_bytes)| {
+            LinkProfile {
+                rate_bps,
+                queue_bytes,
+                delay: micros(delay),
+                jitter: micros(jitter),
+                loss,
+                duplicate_ppm,
+                corrupt_ppm,
+                mtu,
+            }
         })
 }
 

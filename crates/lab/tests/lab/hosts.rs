@@ -102,7 +102,8 @@ fn groups_reach_their_members_only() {
     }
     let lab = make(4);
     lab.host(0).command("ip").args(["route", "add", "224.0.0.0/4", "dev", "e0"]).status().expect("a route");
-    let sockets = [Receiver::on(lab.host(1), true), Receiver::on(lab.host(2), true), Receiver::on(lab.host(3), false)];
+    let sockets =
+        [Receiver::on(lab.host(1), true), Receiver::on(lab.host(2), true), Receiver::on(lab.host(3), false)];
     std::thread::sleep(SILENCE);
     let before = [counted(&lab, 0), counted(&lab, 1), counted(&lab, 3)];
     send(lab.host(0), GROUP, 0..1_000);
@@ -189,7 +190,8 @@ fn loss_of_datagrams_spares_streams() {
     let lab = make(2);
     let connects = || {
         let (address, port) = (lab.host(1).addr(), PORT);
-        let listener = lab.host(1).run(|| TcpListener::bind((address, port))).expect("entered").expect("listening");
+        let listener =
+            lab.host(1).run(|| TcpListener::bind((address, port))).expect("entered").expect("listening");
         let wait = Duration::from_millis(300);
         let connect = || TcpStream::connect_timeout(&SocketAddr::new(address.into(), port), wait).is_ok();
         let done = lab.host(0).run(connect).expect("entered");
@@ -232,7 +234,8 @@ fn datagrams_can_arrive_twice() {
 fn stream_time(lab: &Lab) -> Duration {
     const BYTES: usize = 4_000_000;
     let (address, port) = (lab.host(1).addr(), PORT);
-    let listener = lab.host(1).run(|| TcpListener::bind((address, port))).expect("entered").expect("listening");
+    let listener =
+        lab.host(1).run(|| TcpListener::bind((address, port))).expect("entered").expect("listening");
     let sender = lab.host(0).spawn(move || {
         TcpStream::connect((address, port)).expect("connected").write_all(&vec![1; BYTES]).expect("sent");
     });
@@ -291,7 +294,8 @@ fn jumbo_frames_pass_whole() {
     let lab = Lab::new(LabOptions { hosts: 2, mtu: 9_000, ..LabOptions::default() }).expect("a lab");
     let before = counted(&lab, 1);
     let socket = Receiver::on(lab.host(1), false);
-    let sender = lab.host(0).run(|| UdpSocket::bind((lab.host(0).addr(), 0))).expect("entered").expect("a socket");
+    let sender =
+        lab.host(0).run(|| UdpSocket::bind((lab.host(0).addr(), 0))).expect("entered").expect("a socket");
     sender.send_to(&[0; 8_972], (lab.host(1).addr(), PORT)).expect("sent");
     assert_eq!(socket.take(), [0]);
     let jumbo = (counted(&lab, 1) - before).host;

@@ -51,11 +51,14 @@ fn a_prefix_is_taken_once_and_checked() {
     if !lab_for_test("a_prefix_is_taken_once_and_checked") {
         return;
     }
-    let options = |prefix: &str| LabOptions { hosts: 1, prefix: Some(prefix.to_owned()), ..LabOptions::default() };
+    let options =
+        |prefix: &str| LabOptions { hosts: 1, prefix: Some(prefix.to_owned()), ..LabOptions::default() };
     let _first = Lab::new(options("vsonce")).expect("a lab");
     assert!(matches!(Lab::new(options("vsonce")), Err(LabError::PrefixTaken { .. })));
     assert!(matches!(Lab::new(options("../etc")), Err(LabError::Options { .. })));
-    for bad in [LabOptions { hosts: 0, ..LabOptions::default() }, LabOptions { mtu: 99, ..LabOptions::default() }] {
+    for bad in
+        [LabOptions { hosts: 0, ..LabOptions::default() }, LabOptions { mtu: 99, ..LabOptions::default() }]
+    {
         assert!(matches!(Lab::new(bad), Err(LabError::Options { .. })));
     }
 }
@@ -91,7 +94,8 @@ fn a_lab_needs_no_root() {
     }
     let mut nobody = Command::new(PROGRAM);
     // By route and by address: what the other host answers proves the network.
-    let script = "ip -n $SCATTER_LAB-h1 -br addr; ip netns exec $SCATTER_LAB-sw nft list counters && echo rules";
+    let script =
+        "ip -n $SCATTER_LAB-h1 -br addr; ip netns exec $SCATTER_LAB-sw nft list counters && echo rules";
     nobody.args(["run", "--hosts", "2", "--", "sh", "-c", script]).uid(65_534).gid(65_534).current_dir("/");
     let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
     let result = nobody.env("PATH", path).output().expect("started");
