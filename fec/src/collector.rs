@@ -13,8 +13,8 @@ const SURPLUS: usize = 2;
 /// What [`Collector::try_decode`] found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Decode {
-    /// At least this many more symbols are needed: source symbols that are missing, or repair symbols not seen
-    /// before, of any scheme.
+    /// At least this many more symbols are needed: source symbols that are missing, or repair symbols not
+    /// seen before, of any scheme.
     NeedMore {
         /// Number of symbols, at least 1.
         symbols: u32,
@@ -25,13 +25,12 @@ pub enum Decode {
 
 /// Collects a block's symbols and decodes it.
 ///
-/// Source symbols are written in place: [`Collector::slot`], then [`Collector::mark`]. Repair symbols are copied
-/// ([`Collector::add_repair`]), at most as many as source symbols are missing and two more, so memory is bounded by
-/// (2 K + 2) × T. Reusable: [`Collector::reset`] keeps the allocations.
+/// Source symbols are written in place: [`Collector::slot`], then [`Collector::mark`]. Repair symbols are
+/// copied ([`Collector::add_repair`]), at most as many as source symbols are missing and two more, so memory
+/// is bounded by (2 K + 2) × T. Reusable: [`Collector::reset`] keeps the allocations.
 ///
-/// A symbol with wrong bytes makes a wrong block. After a digest mismatch, [`Collector::discard_repair`] keeps the source
-/// symbols received; if there was nothing to discard, or the block comes out wrong again,
-/// [`Collector::reset`] starts anew.
+/// A symbol with wrong bytes makes a wrong block. After a digest mismatch, [`Collector::discard_repair`]
+/// keeps the source symbols received; where it says that this cannot help, [`Collector::reset`] starts anew.
 #[derive(Debug)]
 pub struct Collector {
     shape: BlockShape,
@@ -44,6 +43,8 @@ pub struct Collector {
     /// T bytes for each of `repair_ids`.
     repairs: Vec<u8>,
     repair_ids: Vec<(Scheme, u32)>,
+    /// The block came out wrong once.
+    doubted: bool,
 }
 
 impl Collector {
@@ -57,6 +58,7 @@ impl Collector {
             decoded: 0,
             repairs: Vec::new(),
             repair_ids: Vec::new(),
+            doubted: false,
         }
     }
 
@@ -66,6 +68,7 @@ impl Collector {
         self.block.resize(shape.padded_len(), 0);
         self.received = 0;
         self.decoded = 0;
+        self.doubted = false;
         self.clear_repairs();
     }
 
@@ -75,7 +78,8 @@ impl Collector {
         self.shape
     }
 
-    /// Where source symbol `esi` is to be written: T bytes. `None` if there is no such symbol, or it is already there.
+    /// Where source symbol `esi` is to be written: T bytes. `None` if there is no such symbol, or it is
+    /// already there.
     pub fn slot(&mut self, esi: u32) -> Option<&mut [u8]> {
         if esi >= self.shape.symbols() || self.missing_bitmap() >> esi & 1 == 0 {
             return None;
@@ -83,8 +87,8 @@ impl Collector {
         self.block.chunks_exact_mut(self.shape.symbol_len()).nth(esi as usize)
     }
 
-    /// Takes what was written to the slot of `esi` as the source symbol. Whether it is new; nothing happens if
-    /// [`Collector::slot`] would give `None`.
+    /// Takes what was written to the slot of `esi` as the source symbol. Whether it is new; nothing happens
+    /// if [`Collector::slot`] would give `None`.
     pub fn mark(&mut self, esi: u32) -> bool {
         if self.slot(esi).is_none() {
             return false;
@@ -184,12 +188,17 @@ impl Collector {
         self.block
     }
 
-    /// Forgets repair symbols and what was computed from them; source symbols received stay. Whether there was anything to forget.
+    /// Forgets repair symbols and what was computed from them, for the block came out wrong; source symbols
+    /// received stay.
+    ///
+    /// `false` if that cannot help and only [`Collector::reset`] does: nothing was computed, or this is not the
+    /// first time, so that a source symbol must be wrong or wrong ones keep coming.
     pub fn discard_repair(&mut self) -> bool {
-        let discarded = self.decoded != 0 || !self.repair_ids.is_empty();
+        let may_help = self.decoded != 0 && !self.doubted;
+        self.doubted = true;
         self.decoded = 0;
         self.clear_repairs();
-        discarded
+        may_help
     }
 
     fn clear_repairs(&mut self) {
@@ -226,7 +235,8 @@ impl Collector {
         combine(&inputs, &rows, &mut outputs);
     }
 
-    /// With RaptorQ's solver, where it is applicable and faster: many missing symbols and repair symbols of RaptorQ alone.
+    /// With RaptorQ's solver, where it is applicable and faster: many missing symbols and repair symbols of
+    /// RaptorQ alone.
     fn compute_by_solver(&mut self, missing: u128, solution: &Solution) -> Option<()> {
         let raptorq = |&at: &usize| self.repair_ids[at].0 == Scheme::RaptorQ;
         if !cost::solver_decodes_faster(&self.shape, solution.used.len())

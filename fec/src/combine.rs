@@ -1,18 +1,19 @@
 //! Linear combinations of symbols over GF(2^8), by XOR alone: encoding and decoding are both this.
 //!
-//! A row of coefficients is taken apart into its eight bit planes (Blömer et al. 1995 turn each coefficient into a
-//! bit matrix; the number of XORs is the same, but symbols stay contiguous bytes, as RFC 6330 has them). From the
-//! highest plane down, the result so far is doubled and the inputs whose coefficient has the bit are
-//! added. For several rows, inputs are taken in groups of four whose 16 sums are computed once and looked up
-//! for each row and plane (the "four Russians"), in columns of 64 bytes so that all of it stays in the first-level cache.
+//! A row of coefficients is taken apart into its eight bit planes (Blömer et al. 1995 turn each coefficient
+//! into a bit matrix; the number of XORs is the same, but symbols stay contiguous bytes, as RFC 6330 has
+//! them). From the highest plane down, the result so far is doubled and the inputs whose coefficient has the
+//! bit are added. For several rows, inputs are taken in groups of four whose 16 sums are computed once and
+//! looked up for each row and plane (the "four Russians"), in columns of 64 bytes so that all of it stays in
+//! the first-level cache.
 
 use crate::lane::{LANE, Lane, Sums, subset_sums};
 
 /// Inputs whose sums share a table.
 const GROUP: usize = 4;
 
-/// Writes `rows[r] · inputs` to `outputs[r]` for each r. Inputs and outputs are all of one length, a multiple of
-/// 8; each row has a coefficient for each input.
+/// Writes `rows[r] · inputs` to `outputs[r]` for each r. Inputs and outputs are all of one length, a
+/// multiple of 8; each row has a coefficient for each input.
 pub(crate) fn combine(inputs: &[&[u8]], rows: &[&[u8]], outputs: &mut [&mut [u8]]) {
     let len = outputs.first().map_or(0, |output| output.len());
     debug_assert!(inputs.iter().all(|input| input.len() == len), "symbols have one length");
@@ -27,8 +28,8 @@ pub(crate) fn combine(inputs: &[&[u8]], rows: &[&[u8]], outputs: &mut [&mut [u8]
     }
 }
 
-/// Whether adding the inputs one by one beats tables. The weights are measured: a direct addition (the input's
-/// lines are not aligned) costs 10 units, a table look-up 6.5, a table of four inputs 270.
+/// Whether adding the inputs one by one beats tables. The weights are measured: a direct addition (the
+/// input's lines are not aligned) costs 10 units, a table look-up 6.5, a table of four inputs 270.
 fn direct_is_cheaper(inputs: usize, rows: &[&[u8]]) -> bool {
     let groups = inputs.div_ceil(GROUP);
     let additions: usize =

@@ -1,13 +1,13 @@
 //! What repairing a block costs, and the cheapest way.
 //!
-//! Costs are nanoseconds: of the link, for symbols sent until every host has what it lacks (in expectation, over
-//! all rounds, with each host losing symbols independently), plus CPU time of the encoder and of the host with most
-//! to decode; hosts decode at the same time.
+//! Costs are nanoseconds: of the link, for symbols sent until every host has what it lacks (in expectation,
+//! over all rounds, with each host losing symbols independently), plus CPU time of the encoder and of the
+//! host with most to decode; hosts decode at the same time.
 
 use crate::shape::{BlockShape, CAUCHY_REPAIR_SYMBOLS, SYMBOLS_MAX, Scheme};
 
-/// Another round of report and answer costs about as much as this many symbols; so one more symbol is sent along
-/// while the risk that a host would need another round is above one in this many.
+/// Another round of report and answer costs about as much as this many symbols; so one more symbol is sent
+/// along while the risk that a host would need another round is above one in this many.
 const ROUND_COST_SYMBOLS: f64 = 4.0;
 /// Loss is taken as at most this, so that expectations stay finite.
 const LOSS_MAX: f64 = 0.9;
@@ -26,7 +26,8 @@ pub struct HostDeficit {
 }
 
 impl HostDeficit {
-    /// How many more symbols the host needs: repair symbols of either scheme stand for one missing symbol each.
+    /// How many more symbols the host needs: repair symbols of either scheme stand for one missing symbol
+    /// each.
     #[must_use]
     pub fn needed(&self) -> u32 {
         self.missing.count_ones().saturating_sub(self.held())
@@ -64,8 +65,8 @@ impl Linear {
     }
 }
 
-/// CPU costs of encoding and decoding on this machine. The default is what was measured on a Sapphire Rapids core of a
-/// build for plain x86-64 (`benches/fec.rs`); [`CostModel::measure`] asks the machine at hand.
+/// CPU costs of encoding and decoding on this machine. The default is what was measured on a Sapphire Rapids
+/// core of a build for plain x86-64 (`benches/fec.rs`); [`CostModel::measure`] asks the machine at hand.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct CostModel {
     /// ns per byte of the block for the first Cauchy symbol, a parity; the same for one loss repaired by it.
@@ -140,9 +141,9 @@ impl CostModel {
 
     /// The cheapest repair of a block for hosts that lack `deficits`.
     ///
-    /// `next_cauchy` is the next ESI of the Cauchy scheme not sent yet: Cauchy is not chosen when its ESIs do not
-    /// suffice. `link_ns_per_byte` is the inverse of the rate at which repair can be sent (0: the link is free);
-    /// `loss` the probability that a host loses a symbol, 0 to 1.
+    /// `next_cauchy` is the next ESI of the Cauchy scheme not sent yet: Cauchy is not chosen when its ESIs do
+    /// not suffice. `link_ns_per_byte` is the inverse of the rate at which repair can be sent (0: the link is
+    /// free); `loss` the probability that a host loses a symbol, 0 to 1.
     ///
     /// For one host, source symbols are sent: there is none that it does not need.
     #[must_use]
@@ -214,7 +215,8 @@ impl Default for CostModel {
     }
 }
 
-/// Which algorithm computes RaptorQ symbols is decided by the reference, so that results never depend on a clock.
+/// Which algorithm computes RaptorQ symbols is decided by the reference, so that results never depend on a
+/// clock.
 const REFERENCE: CostModel = CostModel::REFERENCE;
 
 /// Whether intermediate symbols pay for `rows` RaptorQ repair symbols.

@@ -9,8 +9,9 @@ use std::ops::Range;
 
 /// A block's source symbols, and its repair symbols on demand.
 ///
-/// Lazy: nothing is computed before the first repair symbol. Few RaptorQ symbols are computed as Cauchy symbols are,
-/// from the source symbols; beyond the number at which it pays, from intermediate symbols, which are then kept (about twice the block).
+/// Lazy: nothing is computed before the first repair symbol. Few RaptorQ symbols are computed as Cauchy
+/// symbols are, from the source symbols; beyond the number at which it pays, from intermediate symbols, which
+/// are then kept (about twice the block).
 #[derive(Debug)]
 pub struct Encoder {
     shape: BlockShape,
@@ -70,10 +71,12 @@ impl Encoder {
         Ok(&self.block[start..start + self.shape.symbol_len()])
     }
 
-    /// Writes one repair symbol to the T bytes of `out`. Several at once cost less: [`Encoder::repair_range`].
+    /// Writes one repair symbol to the T bytes of `out`. Several at once cost less:
+    /// [`Encoder::repair_range`].
     ///
     /// # Errors
-    /// [`FecError::Esi`] if the scheme has no such repair symbol, [`FecError::Length`] if `out` has not T bytes.
+    /// [`FecError::Esi`] if the scheme has no such repair symbol, [`FecError::Length`] if `out` has not T
+    /// bytes.
     pub fn repair(&mut self, scheme: Scheme, esi: u32, out: &mut [u8]) -> Result<(), FecError> {
         self.shape.check_symbol_len(out.len())?;
         self.shape.check_repair_esi(scheme, esi)?;

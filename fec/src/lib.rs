@@ -1,10 +1,10 @@
 //! A block of bytes to and from source and repair symbols.
 //!
-//! A block of at most [`SYMBOLS_MAX`] source symbols goes out as it is; what got lost is repaired with symbols of
-//! one of two schemes. [`Scheme::Cauchy`] is a Cauchy Reed–Solomon code of our own: any K of its symbols decode,
-//! and few missing symbols cost little, but there are only [`CAUCHY_REPAIR_SYMBOLS`] repair symbols.
-//! [`Scheme::RaptorQ`] (RFC 6330) has 2^24 symbols, and a cost that hardly depends on how many are missing. Both are linear over
-//! the same GF(2^8), so symbols of both together decode a block too.
+//! A block of at most [`SYMBOLS_MAX`] source symbols goes out as it is; what got lost is repaired with
+//! symbols of one of two schemes. [`Scheme::Cauchy`] is a Cauchy Reed–Solomon code of our own: any K of its
+//! symbols decode, and few missing symbols cost little, but there are only [`CAUCHY_REPAIR_SYMBOLS`] repair
+//! symbols. [`Scheme::RaptorQ`] (RFC 6330) has 2^24 symbols, and a cost that hardly depends on how many are
+//! missing. Both are linear over the same GF(2^8), so symbols of both together decode a block too.
 //!
 //! The sender's entry type is [`Encoder`], the receiver's [`Collector`]; [`CostModel`] chooses how a
 //! group of hosts is repaired.

@@ -1,11 +1,11 @@
 //! RaptorQ (RFC 6330) by the `raptorq` library, whose types and panics stay in here.
 //!
-//! The library panics on source block numbers that it does not expect, ESIs of more than 24 bits, symbols of another
-//! length than T, and plans of another K. None of this can come from a peer: there is one source block, its
-//! number is 0, [`BlockShape`] bounds K, and `Collector` and `Encoder` check ESIs and lengths before
-//! they keep a symbol. Beyond this, the control flow of library and solver depends on ESIs alone, not on symbols' bytes; its
-//! solver sees only sets of ESIs that were found to have full rank (`solve`).
-//! In builds that check overflow, its `rand` would overflow for one y in 2^31: no K' up to 138 has an ESI that
+//! The library panics on source block numbers that it does not expect, ESIs of more than 24 bits, symbols of
+//! another length than T, and plans of another K. None of this can come from a peer: there is one source
+//! block, its number is 0, [`BlockShape`] bounds K, and `Collector` and `Encoder` check ESIs and lengths
+//! before they keep a symbol. Beyond this, the control flow of library and solver depends on ESIs alone, not
+//! on symbols' bytes; its solver sees only sets of ESIs that were found to have full rank (`solve`). In
+//! builds that check overflow, its `rand` would overflow for one y in 2^31: no K' up to 138 has an ESI that
 //! gives such a y (tested below).
 
 use crate::shape::{BlockShape, SYMBOLS_MAX};
@@ -54,8 +54,8 @@ fn symbols(shape: &BlockShape) -> u16 {
     u16::try_from(shape.symbols()).expect("a shape has at most 128 symbols")
 }
 
-/// Writes the coefficients of repair symbol `esi`, K to 2^24 − 1: the symbol is their product with the source
-/// symbols. `row` has K elements.
+/// Writes the coefficients of repair symbol `esi`, K to 2^24 − 1: the symbol is their product with the
+/// source symbols. `row` has K elements.
 pub(crate) fn coefficients(shape: &BlockShape, esi: u32, row: &mut [u8]) {
     write_repair(&code(symbols(shape)).unit, esi - shape.symbols(), row);
 }
@@ -88,8 +88,8 @@ impl Intermediate {
     }
 }
 
-/// Decodes a block of K × T bytes with the library's solver: all symbols have T bytes, no ESI comes twice, and
-/// together they have rank K. `None` only if the last is not so.
+/// Decodes a block of K × T bytes with the library's solver: all symbols have T bytes, no ESI comes twice,
+/// and together they have rank K. `None` only if the last is not so.
 pub(crate) fn decode<'a>(
     shape: &BlockShape,
     symbols_held: impl Iterator<Item = (u32, &'a [u8])>,
@@ -175,8 +175,8 @@ mod tests {
         }
     }
 
-    /// The library's solver must neither panic nor fail on any set of ESIs that `solve` lets through, and both must
-    /// agree.
+    /// The library's solver must neither panic nor fail on any set of ESIs that `solve` lets through, and
+    /// both must agree.
     #[test]
     fn the_solver_decodes_every_set_of_full_rank() {
         let mut rng = SmallRng::seed_from_u64(8);

@@ -25,9 +25,9 @@ pub(crate) fn row(shape: &BlockShape, scheme: Scheme, esi: u32) -> Row {
 
 /// The coefficient of Cauchy repair symbol K + `index` for source symbol `column`, both below 128.
 ///
-/// A Cauchy matrix 1 / (x + y) has x = 128 + index and y = column, so that all of the field is used and no
-/// K matters. Each column is scaled so that the first row is all ones: it is a plain parity, the cheapest repair
-/// of one loss. Scaling a column by a non-zero element keeps every square submatrix regular.
+/// A Cauchy matrix 1 / (x + y) has x = 128 + index and y = column, so that all of the field is used and no K
+/// matters. Each column is scaled so that the first row is all ones: it is a plain parity, the cheapest
+/// repair of one loss. Scaling a column by a non-zero element keeps every square submatrix regular.
 fn cauchy(index: u8, column: u8) -> u8 {
     mul(128 ^ column, inv((128 + index) ^ column))
 }

@@ -1,7 +1,7 @@
 //! Which linear combinations of what is held give the missing source symbols.
 //!
-//! Gauss–Jordan elimination over GF(2^8). Rows are stored in lanes, and for each pivot the sums of its multiples by
-//! 1, 2, 4, … are tabled, so that eliminating a row is two look-ups a lane.
+//! Gauss–Jordan elimination over GF(2^8). Rows are stored in lanes, and for each pivot the sums of its
+//! multiples by 1, 2, 4, … are tabled, so that eliminating a row is two look-ups a lane.
 
 use crate::gf256::{inv, mul};
 use crate::lane::{LANE, Lane, Sums, subset_sums};
@@ -11,12 +11,13 @@ use crate::rows::Row;
 pub(crate) struct Solution {
     /// The repair symbols used, as many as are missing: positions in the list given, ascending.
     pub(crate) used: Vec<usize>,
-    /// For each missing symbol, in order: coefficients for the source symbols held, in order, then for `used`.
+    /// For each missing symbol, in order: coefficients for the source symbols held, in order, then for
+    /// `used`.
     pub(crate) coefficients: Vec<Vec<u8>>,
 }
 
-/// Solves for the source symbols whose bit is set in `missing`; the `symbols` source symbols are given by the others and by
-/// repair symbols with these `rows`.
+/// Solves for the source symbols whose bit is set in `missing`; the `symbols` source symbols are given by the
+/// others and by repair symbols with these `rows`.
 ///
 /// If the rows do not suffice: the positions of as many rows as are independent, ascending.
 pub(crate) fn solve(symbols: usize, missing: u128, rows: &[Row]) -> Result<Solution, Vec<usize>> {

@@ -163,7 +163,8 @@ fn packet(esi: u32, symbol: &[u8]) -> raptorq::EncodingPacket {
     raptorq::EncodingPacket::new(raptorq::PayloadId::new(0, esi), symbol.to_vec())
 }
 
-/// RFC 6330 codes fail with 1/256 of all sets of exactly K symbols; the collector then asks for one more and keeps what is independent.
+/// RFC 6330 codes fail with 1/256 of all sets of exactly K symbols; the collector then asks for one more and
+/// keeps what is independent.
 #[test]
 fn dependent_symbols_are_dropped_and_one_more_suffices() {
     let shape = BlockShape::new(8 * 20, 8).unwrap();
@@ -255,7 +256,7 @@ fn a_wrong_repair_symbol_can_be_thrown_away() {
     assert_eq!(collector.try_decode(), Decode::Ready);
     assert_eq!(collector.block(), block);
 
-    // A wrong source symbol takes a fresh start.
+    // A wrong source symbol takes a fresh start: at once if nothing was computed …
     collector.reset(shape);
     receive_sources(&encoder, &mut collector, 0b1);
     collector.slot(0).unwrap().fill(1);
@@ -265,6 +266,17 @@ fn a_wrong_repair_symbol_can_be_thrown_away() {
     assert!(!collector.discard_repair());
     collector.reset(shape);
     assert_eq!(collector.missing_bitmap(), 0b1111);
+
+    // … and after the second attempt if repair symbols came to its aid again and again.
+    receive_sources(&encoder, &mut collector, 0b11);
+    collector.slot(0).unwrap().fill(1);
+    collector.mark(0);
+    for attempt in 0..2 {
+        assert!(receive_repair(&mut encoder, &mut collector, Scheme::Cauchy, 4 + attempt));
+        assert_eq!(collector.try_decode(), Decode::Ready);
+        assert_ne!(collector.block(), block);
+        assert_eq!(collector.discard_repair(), attempt == 0);
+    }
 }
 
 /// The last symbol's padding is no part of the block; garbage there must not spoil other symbols.
@@ -282,8 +294,8 @@ fn padding_is_zero_whatever_came() {
     assert_eq!(collector.block(), block);
 }
 
-/// Hundreds of thousands of random calls, with sizes, ESIs and contents right and wrong: nothing panics, memory stays
-/// bounded, and a block whose symbols were all right comes out right.
+/// Hundreds of thousands of random calls, with sizes, ESIs and contents right and wrong: nothing panics,
+/// memory stays bounded, and a block whose symbols were all right comes out right.
 #[test]
 fn a_storm_of_calls() {
     let mut rng = SmallRng::seed_from_u64(7);

@@ -29,7 +29,8 @@ fn nothing_missing_needs_nothing() {
 #[test]
 fn one_host_gets_source_symbols() {
     assert_eq!(choose(&[lacking(0b1011)], GIGABIT, 0.2), RepairPlan::Source(0b1011));
-    // It holds two repair symbols: one source symbol is enough on a slow link, all three spare the CPU on a free one.
+    // It holds two repair symbols: one source symbol is enough on a slow link, all three spare the CPU on a
+    // free one.
     let host = HostDeficit { missing: 0b1011, has_raptorq: 1, has_cauchy: 1 };
     assert_eq!(choose(&[host], SLOW, 0.0), RepairPlan::Source(0b1));
     assert_eq!(choose(&[host], FREE, 0.0), RepairPlan::Source(0b1011));
@@ -94,7 +95,8 @@ fn loss_is_provided_for() {
         RepairPlan::Fresh { count, .. } => count,
         RepairPlan::Source(_) => 0,
     });
-    // Eight hosts need 8 each. At 20 %, a host gets 8 of 13 with probability 0.970, so all with 0.78 (of 12: 0.55).
+    // Eight hosts need 8 each. At 20 %, a host gets 8 of 13 with probability 0.970, so all with 0.78 (of 12:
+    // 0.55).
     assert_eq!(counts, [8, 9, 10, 13]);
 }
 
