@@ -1,0 +1,299 @@
+//! `scatter send`: a plan, checked, becomes a transfer.
+
+mod display;
+mod outcome;
+mod schedule;
+
+use crate::cli::args::Send;
+use crate::cli::exit::{Coded, Exit, Failure, Outcome};
+use crate::cli::parse::{EncodingChoice, SymbolSize};
+use crate::commands::{host_addresses, load_keys, read_plan, sender_keys, sending_interface, threads};
+use crate::report::{Settings, TransferReport};
+use crate::{images, interrupt, units};
+use display::Display;
+use net::Interface;
+use net::interface::{HEADERS_V4_BYTES, HEADERS_V6_BYTES, path_mtu};
+use net::udp::SenderOptions;
+use outcome::Sent;
+use pages::{IdSet, PageSource};
+use planner::{Isolation, Plan, SegmentWeight};
+use sender::driver::{HostTarget, Progress, Schedule, Transfer, TransferConfig};
+use sender::encode::{EncodePlan, SYMBOL_BYTES_MIN};
+use sender::prepare::{Prepared, VmInput};
+use sender::rate::RateConfig;
+use sender::session::SessionConfig;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant, SystemTime};
+use vmm::image::MappedImage;
+use wire::datagram::OVERHEAD_BYTES;
+use wire::limits::SYMBOL_BYTES_MAX;
+
+/// Added to the plan's join latency: a host's word that it joined may be ahead of the switch.
+const JOIN_MARGIN: Duration = Duration::from_millis(5);
+/// What a uniform run takes in a block, about.
+const UNIFORM_RUN_BYTES: u64 = 4;
+/// How often images are looked at while they are sent.
+const WATCH_EVERY: Duration = Duration::from_secs(1);
+
+pub(crate) fn run(args: &Send) -> Outcome {
+    let start = Instant::now();
+    let plan = read_plan(&args.group)?;
+    let interface = sending_interface(args.interface.as_deref(), &plan)?;
+    let addresses = host_addresses(&plan)?;
+    let identity = Arc::new(load_keys(&sender_keys(args.keys.as_ref(), &plan))?);
+    identity.require_role(net::pki::Role::Sender).or_exit(Exit::Input)?;
+    let pool = plan.pool().or_exit(Exit::Plan)?;
+    let ipv6 = pool.nth(0).is_some_and(|group| group.is_ipv6());
+    let symbol = symbol_size(args.symbol_size, &interface, &addresses, ipv6)?;
+    let interrupt = interrupt::install().or_exit(Exit::System)?;
+    let mut display = Display::new(&plan, args.json);
+    let images = open(&plan, &args.group)?;
+    let threads = threads(args.threads);
+    display.reading(&images);
+    let prepared = Arc::new(Prepared::new(vm_inputs(&plan, &images), threads));
+    images::check_unchanged(&images)?;
+    let sources: Vec<&Arc<dyn PageSource>> = prepared.vms.iter().map(|vm| &vm.source).collect();
+    let costs = images::encoding_costs(&prepared.index, &sources);
+    let forced = match args.encoding {
+        EncodingChoice::Auto => None,
+        EncodingChoice::Fixed(encoding) => Some(encoding),
+    };
+    let rate_bps = expected_rate(&args.rate.0, &plan);
+    let (encoding, ratio) = images::encoding_for(&costs, forced, rate_bps, threads);
+    let schedule = schedule::schedule(&plan, &pool, &weights(&prepared, ratio), rate_bps);
+    let settings = Settings {
+        interface: interface.name.clone(),
+        mtu: interface.mtu,
+        symbol_bytes: symbol,
+        rate: rate_words(&args.rate.0),
+        encoding: encoding.to_string(),
+        threads,
+    };
+    let prepare = start.elapsed();
+    display.prepared(&prepared, &settings, prepare);
+    if interrupt.load(Ordering::Relaxed) {
+        return Err(Failure::new(Exit::Interrupted, "interrupted before anything was sent"));
+    }
+    let config = TransferConfig {
+        name: plan.name.clone(),
+        hosts: targets(&plan, &addresses),
+        identity,
+        interface,
+        options: SenderOptions { ttl: plan.multicast.ttl, ..SenderOptions::default() },
+        multicast_port: plan.multicast.port,
+        ipv6,
+        session: session_config(args, &plan, symbol),
+        encode: EncodePlan::new(encoding, ratio, symbol),
+        threads,
+    };
+    let mut sent = Sent::new(&plan, &prepared, &schedule, settings, prepare);
+    transfer(&prepared, &schedule, config, &images, &interrupt, &mut display, &mut sent)?;
+    finish(args, sent, &images, interrupt.load(Ordering::Relaxed), &mut display)
+}
+
+/// Runs the transfer; an image that changes meanwhile ends it.
+fn transfer(
+    prepared: &Arc<Prepared>,
+    schedule: &Schedule,
+    config: TransferConfig,
+    images: &[Arc<MappedImage>],
+    interrupt: &interrupt::Flag,
+    display: &mut Display,
+    sent: &mut Sent,
+) -> Outcome<()> {
+    let transfer = Transfer::start(prepared, schedule, config).or_exit(Exit::System)?;
+    sent.started_at = SystemTime::now();
+    let mut watched = Duration::ZERO;
+    let mut observe = |progress: &Progress| {
+        display.progress(progress);
+        if progress.elapsed >= watched + WATCH_EVERY {
+            watched = progress.elapsed;
+            sent.look_at_memory();
+            if images::check_unchanged(images).is_err() {
+                interrupt.store(true, Ordering::Relaxed);
+            }
+        }
+    };
+    let outcome = transfer.run(interrupt, &mut observe).or_exit(Exit::System)?;
+    sent.outcome = Some(outcome);
+    Ok(())
+}
+
+/// Reports, and says how it went by the exit code.
+fn finish(
+    args: &Send,
+    sent: Sent,
+    images: &[Arc<MappedImage>],
+    interrupted: bool,
+    display: &mut Display,
+) -> Outcome {
+    let changed = images::check_unchanged(images);
+    let report = sent.report(interrupted && changed.is_ok());
+    display.finish(&report);
+    for path in &args.report {
+        crate::report::write(&report, path)?;
+    }
+    if let Err(failure) = changed {
+        let error = failure.error.context(
+            "a source changed while it was read, so what hosts have of it may be a mixture: discard it and send again",
+        );
+        return Err(Failure { exit: Exit::Input, error });
+    }
+    Ok(verdict(&report, interrupted))
+}
+
+fn verdict(report: &TransferReport, interrupted: bool) -> Exit {
+    let complete = report.hosts.iter().filter(|host| host.is_complete()).count();
+    match complete {
+        count if count == report.hosts.len() => Exit::Done,
+        _ if interrupted => Exit::Interrupted,
+        0 => Exit::AllFailed,
+        _ => Exit::SomeFailed,
+    }
+}
+
+fn open(plan: &Plan, file: &Path) -> Outcome<Vec<Arc<MappedImage>>> {
+    plan.vms
+        .iter()
+        .map(|vm| images::open(&vm.name, &images::path_beside(file, &vm.image), vm.format))
+        .collect()
+}
+
+/// A number for each tenant if tenants are kept apart, else 0.
+pub(crate) fn domains(strict: bool, tenants: &[Option<&str>]) -> Vec<u32> {
+    let mut numbers: BTreeMap<Option<&str>, u32> = BTreeMap::new();
+    let mut domains = Vec::with_capacity(tenants.len());
+    for tenant in tenants {
+        let next = u32::try_from(numbers.len()).expect("at most 65,535 VMs");
+        domains.push(if strict { *numbers.entry(*tenant).or_insert(next) } else { 0 });
+    }
+    domains
+}
+
+fn vm_inputs(plan: &Plan, images: &[Arc<MappedImage>]) -> Vec<VmInput> {
+    let tenants: Vec<Option<&str>> = plan.vms.iter().map(|vm| vm.tenant.as_deref()).collect();
+    let domains = domains(plan.isolation == Isolation::Strict, &tenants);
+    let hosts = plan.hosts_of_vms();
+    let vms = plan.vms.iter().zip(images).zip(domains).zip(hosts);
+    let input = |(((vm, image), domain), hosts): (
+        ((&planner::plan::PlannedVm, &Arc<MappedImage>), u32),
+        planner::HostSet,
+    )| VmInput {
+        name: vm.name.clone(),
+        source: Arc::clone(image) as Arc<dyn PageSource>,
+        file_len: image.info().file_len,
+        hosts: hosts.iter().collect::<IdSet>(),
+        domain,
+    };
+    vms.map(input).collect()
+}
+
+/// Encoded bytes to expect of each segment.
+fn weights(prepared: &Prepared, ratio: f64) -> Vec<SegmentWeight> {
+    let weight = |(index, segment): (usize, &sender::prepare::Segment)| {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a positive number of bytes"
+        )]
+        let contents = (units::float(prepared.segment_bytes(index)) * ratio) as u64;
+        let bytes = contents + segment.uniform.len() as u64 * UNIFORM_RUN_BYTES;
+        SegmentWeight { hosts: schedule::host_set(&segment.hosts), bytes }
+    };
+    prepared.segments.iter().enumerate().map(weight).collect()
+}
+
+fn targets(plan: &Plan, addresses: &[SocketAddr]) -> Vec<HostTarget> {
+    let target = |(host, address): (&planner::inventory::Host, &SocketAddr)| HostTarget {
+        name: host.name.clone(),
+        address: *address,
+    };
+    plan.hosts.iter().zip(addresses).map(target).collect()
+}
+
+fn session_config(args: &Send, plan: &Plan, symbol: u16) -> SessionConfig {
+    let join_latency = Duration::from_millis(plan.multicast.join_latency_ms.into()) + JOIN_MARGIN;
+    SessionConfig {
+        window_bytes: args.window << 20,
+        host_timeout: args.timeout,
+        start_grace: args.grace,
+        join_latency,
+        prejoin: join_latency * 2 + JOIN_MARGIN * 2,
+        memberships_max: usize::try_from(plan.multicast.memberships_max).unwrap_or(usize::MAX),
+        ..SessionConfig::new(symbol, args.rate.0.clone())
+    }
+}
+
+/// The rate to plan with, in bit/s: the one given, or the source's link as the plan has it.
+fn expected_rate(rate: &RateConfig, plan: &Plan) -> u64 {
+    let link = u64::from(plan.source.rate_mbps) * 1_000_000;
+    match rate {
+        RateConfig::Fixed(bytes) => bytes * 8,
+        RateConfig::Auto { min, max, .. } => link.clamp(min * 8, max.saturating_mul(8)),
+    }
+}
+
+fn rate_words(rate: &RateConfig) -> String {
+    let words = |bytes: u64| units::bit_rate(units::float(bytes) * 8.0);
+    match rate {
+        RateConfig::Fixed(bytes) => words(*bytes),
+        RateConfig::Auto { min, init, max } => {
+            format!("auto from {} ({} to {})", words(*init), words(*min), words(*max))
+        }
+    }
+}
+
+/// What fits a datagram on the way to every host; refuses what this host could not even send.
+fn symbol_size(choice: SymbolSize, interface: &Interface, hosts: &[SocketAddr], ipv6: bool) -> Outcome<u16> {
+    let headers = if ipv6 { HEADERS_V6_BYTES } else { HEADERS_V4_BYTES };
+    let overhead = headers + u32::try_from(OVERHEAD_BYTES).expect("some tens of bytes");
+    let room = |mtu: u32| {
+        let bytes = mtu.saturating_sub(overhead) / 8 * 8;
+        u16::try_from(bytes).unwrap_or(u16::MAX).min(SYMBOL_BYTES_MAX)
+    };
+    // A path that cannot be asked does not narrow anything.
+    let paths = hosts.iter().filter_map(|host| path_mtu(host.ip()).ok());
+    let narrowest = paths.fold(interface.mtu, u32::min);
+    let too_small = |size: u16, mtu: u32| {
+        let message = format!(
+            "symbols of {size} bytes do not fit the MTU of {mtu} of interface {}; the largest is {}",
+            interface.name,
+            room(mtu)
+        );
+        Err(Failure::new(Exit::System, message))
+    };
+    match choice {
+        SymbolSize::Fixed(size) if size > room(interface.mtu) => too_small(size, interface.mtu),
+        SymbolSize::Fixed(size) => Ok(size),
+        SymbolSize::Auto if room(narrowest) < SYMBOL_BYTES_MIN => too_small(SYMBOL_BYTES_MIN, narrowest),
+        SymbolSize::Auto => Ok(room(narrowest)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tenants_are_merged_apart_only_under_strict_isolation() {
+        let tenants = [Some("a"), None, Some("a"), Some("b")];
+        assert_eq!(domains(true, &tenants), [0, 1, 0, 2]);
+        assert_eq!(domains(false, &tenants), [0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn symbols_fit_the_mtu() {
+        let lo = Interface::by_name("lo").expect("every host has lo");
+        let ethernet = Interface { mtu: 1500, ..lo.clone() };
+        assert_eq!(symbol_size(SymbolSize::Auto, &ethernet, &[], false).expect("fits"), 1424);
+        let jumbo = Interface { mtu: 9000, ..lo };
+        assert_eq!(symbol_size(SymbolSize::Auto, &jumbo, &[], false).expect("fits"), SYMBOL_BYTES_MAX);
+        assert!(symbol_size(SymbolSize::Fixed(8920), &ethernet, &[], false).is_err());
+        let tiny = Interface { mtu: 100, ..ethernet };
+        assert!(symbol_size(SymbolSize::Auto, &tiny, &[], false).is_err());
+    }
+}

@@ -1,0 +1,72 @@
+//! Images of a plan or inventory: opened, sampled, watched.
+
+use crate::cli::exit::{Coded, Exit, Outcome};
+use crate::units::float;
+use anyhow::Context;
+use pages::block::{Encoding, EncodingCost, choose_encoding, sample_costs};
+use pages::{ContentId, MergeIndex, Page, PageSource};
+use planner::inventory::ImageFormat;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+use vmm::image::MappedImage;
+
+/// Contents that are sampled together, neighbours in memory as in a block.
+const SAMPLE_RUN: u32 = 64;
+/// Such runs: 4 MiB in all.
+const SAMPLE_RUNS: u32 = 16;
+
+/// Where an image of a file stands: relative paths start at that file.
+pub(crate) fn path_beside(file: &Path, image: &str) -> PathBuf {
+    file.parent().unwrap_or(Path::new("")).join(image)
+}
+
+/// Maps an image.
+pub(crate) fn open(vm: &str, path: &Path, format: Option<ImageFormat>) -> Outcome<Arc<MappedImage>> {
+    let format = format.map(|format| match format {
+        ImageFormat::Raw => vmm::image::ImageFormat::Raw,
+        ImageFormat::QemuMappedRam => vmm::image::ImageFormat::QemuMappedRam,
+        ImageFormat::Firecracker => vmm::image::ImageFormat::Firecracker,
+    });
+    let opened = MappedImage::open(path, format).with_context(|| format!("VM {vm}"));
+    opened.map(Arc::new).or_exit(Exit::Input)
+}
+
+/// What the encodings cost on these contents, on this machine: some spots all over the images are tried.
+pub(crate) fn encoding_costs<S: AsRef<dyn PageSource>>(
+    index: &MergeIndex,
+    sources: &[S],
+) -> [EncodingCost; 3] {
+    let count = index.content_count();
+    let runs = SAMPLE_RUNS.min(count.div_ceil(SAMPLE_RUN)).max(1);
+    let spots = (0..runs).map(|run| u64::from(count) * u64::from(run) / u64::from(runs));
+    let ids =
+        spots.flat_map(|spot| (spot..spot + u64::from(SAMPLE_RUN)).take_while(|id| *id < u64::from(count)));
+    let page = |id: u64| -> &Page {
+        let id = ContentId(u32::try_from(id).expect("below the number of contents"));
+        let (vm, pfn) = index.representative(id);
+        sources[usize::from(vm.0)].as_ref().page(pfn)
+    };
+    let pages: Vec<&Page> = ids.map(page).collect();
+    let start = Instant::now();
+    sample_costs(&pages, &|| start.elapsed())
+}
+
+/// The encoding for a link of so many bits per second, and encoded bytes per byte of contents to expect of it.
+pub(crate) fn encoding_for(
+    costs: &[EncodingCost],
+    forced: Option<Encoding>,
+    bits_per_s: u64,
+    threads: usize,
+) -> (Encoding, f64) {
+    let ns_per_byte = 8e9 / float(bits_per_s.max(1));
+    let encoding = forced.or_else(|| choose_encoding(costs, ns_per_byte, threads)).unwrap_or(Encoding::Raw);
+    // Levels differ by little: the sampled one of the same scheme stands for all.
+    let sampled = costs.iter().find(|cost| cost.encoding.code() == encoding.code());
+    (encoding, sampled.map_or(1.0, |cost| cost.ratio))
+}
+
+/// Fails if an image is not what it was when it was opened.
+pub(crate) fn check_unchanged(images: &[Arc<MappedImage>]) -> Outcome<()> {
+    images.iter().try_for_each(|image| image.check_unchanged()).or_exit(Exit::Input)
+}

@@ -1,0 +1,5 @@
+//! page
+use super::TransferReport;
+pub(crate) fn page(_report: &TransferReport) -> String {
+    String::new()
+}
