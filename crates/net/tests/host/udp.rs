@@ -270,3 +270,40 @@ fn nft(rule: &str) {
     let status = std::process::Command::new("nft").arg(rule).status().expect("nftables is installed");
     assert!(status.success(), "nft {rule}");
 }
+
+#[test]
+fn a_full_device_queue_is_waited_for() {
+    namespace::run("a shaped link", || {
+        namespace::ip("link add a0 type veth peer name b0");
+        namespace::ip("addr add 10.9.0.1/24 dev a0");
+        namespace::ip("addr add 10.9.1.1/24 dev b0");
+        for setting in ["accept_local", "rp_filter"] {
+            for device in ["all", "b0"] {
+                let value = if setting == "rp_filter" { "0" } else { "1" };
+                let path = format!("/proc/sys/net/ipv4/conf/{device}/{setting}");
+                std::fs::write(path, value).expect("own namespace");
+            }
+        }
+        namespace::ip("link set a0 up");
+        namespace::ip("link set b0 up");
+        // A queue much smaller than the socket's buffer: the kernel says ENOBUFS.
+        let shape = "qdisc add dev a0 root tbf rate 200mbit burst 128kb limit 192kb";
+        let status = std::process::Command::new("tc").args(shape.split(' ')).status().expect("iproute2");
+        assert!(status.success());
+        let (a0, b0) = (Interface::by_name("a0").expect("made"), Interface::by_name("b0").expect("made"));
+        for gso in [true, false] {
+            let mut receiver = UdpReceiver::bind(0, Family::V4, &b0, 8 << 20).expect("bind");
+            receiver.join(group(Family::V4, 1)).expect("join");
+            let options = SenderOptions { gso, loopback: false, ..SenderOptions::default() };
+            let mut sender = UdpSender::bind(&a0, Family::V4, options).expect("bind");
+            let dest = SocketAddr::new(group(Family::V4, 1), receiver.port());
+            let sent = numbered(2000, 1000);
+            let start = Instant::now();
+            sender.send_batch(dest, &sent, 1000).expect("waits");
+            assert!(start.elapsed() > Duration::from_millis(40), "2 MB at 200 Mbit/s");
+            assert!(sender.stats().waits > 0 && sender.gso() == gso, "{:?}", sender.stats());
+            let got = receive(&mut receiver, 2000);
+            assert!(got.iter().map(Vec::as_slice).eq(sent.chunks(1000)), "{} came, GSO {gso}", got.len());
+        }
+    });
+}
