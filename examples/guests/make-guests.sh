@@ -242,6 +242,9 @@ for ((i = 0; i < count; i++)); do
   kinds+=("$workload")
 done
 
+# Whatever ends this script ends its guests: each one's shell kills its own QEMU when it exits.
+# shellcheck disable=SC2046 # process ids are words
+trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 failed=0 running=0
 for ((i = 0; i < count; i++)); do
   if [ $running -ge "$jobs" ]; then
