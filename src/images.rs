@@ -52,6 +52,9 @@ pub(crate) fn encoding_costs<S: AsRef<dyn PageSource>>(
     sample_costs(&pages, &|| start.elapsed())
 }
 
+/// What sending a byte costs the sender's CPU, sealing and the kernel's work: no link is faster than that.
+const SEND_NS_PER_BYTE: f64 = 1.0;
+
 /// The encoding for a link of so many bits per second, and encoded bytes per byte of contents to expect of it.
 pub(crate) fn encoding_for(
     costs: &[EncodingCost],
@@ -59,7 +62,7 @@ pub(crate) fn encoding_for(
     bits_per_s: u64,
     threads: usize,
 ) -> (Encoding, f64) {
-    let ns_per_byte = 8e9 / float(bits_per_s.max(1));
+    let ns_per_byte = (8e9 / float(bits_per_s.max(1))).max(SEND_NS_PER_BYTE);
     let encoding = forced.or_else(|| choose_encoding(costs, ns_per_byte, threads)).unwrap_or(Encoding::Raw);
     // Levels differ by little: the sampled one of the same scheme stands for all.
     let sampled = costs.iter().find(|cost| cost.encoding.code() == encoding.code());

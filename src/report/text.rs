@@ -83,10 +83,10 @@ fn classes(out: &mut String, report: &TransferReport) {
 
 fn network(out: &mut String, report: &TransferReport) {
     let net = &report.network;
+    out.push_str("\nbytes\n");
     let mut row = |name: &str, value: String| {
         let _ = writeln!(out, "  {name:<25}{value}");
     };
-    row("", String::new());
     row("all copies", bytes(report.copies_bytes()));
     row("different contents", bytes(net.content_bytes));
     row(
@@ -120,6 +120,7 @@ fn network(out: &mut String, report: &TransferReport) {
 
 fn cost(out: &mut String, report: &TransferReport) {
     let (cost, times) = (&report.cost, &report.times);
+    out.push_str("\ncost\n");
     let mut row = |name: &str, value: String| {
         let _ = writeln!(out, "  {name:<25}{value}");
     };
