@@ -11,7 +11,7 @@
 
 pub mod check;
 pub mod driver;
-//mod probe;
+mod probe;
 pub mod service;
 pub mod session;
 pub mod store;

@@ -62,8 +62,8 @@ fn count(
     while Instant::now() < end && result.intact + result.corrupt < probe.count {
         let wait = end.saturating_duration_since(Instant::now());
         let counted = sockets.recv_batch(wait, &waker, |_, payload| match check_probe(payload) {
-            true => result.intact += 1,
-            false => result.corrupt += 1,
+            Ok(_) => result.intact += 1,
+            Err(_) => result.corrupt += 1,
         });
         counted.map_err(|e| words(&e))?;
     }

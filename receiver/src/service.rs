@@ -365,7 +365,7 @@ async fn converse(control: net::control::Control, peer: String, shared: Arc<Shar
     let offer = match first {
         Ok(ToHost::Offer(offer)) => offer,
         Ok(ToHost::Probe(probe)) => {
-            //crate::probe::serve(probe, peer_address, shared.interface.clone(), &mut writer).await;
+            crate::probe::serve(probe, peer_address, shared.interface.clone(), &mut writer).await;
             return;
         }
         Ok(_) => return refused(&shared, &peer, "its first message is no offer"),

@@ -37,8 +37,18 @@ const SLACK: Duration = Duration::from_millis(2);
 pub(crate) struct Pacer {
     bytes_per_s: u64,
     next_at: Duration,
+    /// Smoothed share of batches that had to wait for their time.
+    bound: f64,
     search: Option<Search>,
 }
+
+/// What a byte costs that is sent while the CPU, not the path, is the bottleneck: sealing and the kernel's work for it
+/// (LAB.md: some 1 µs per KB for one receiver).
+const CPU_NS_PER_BYTE: f64 = 1.0;
+/// What waiting for the path is worth against CPU time, which is idle then.
+const BOUND_WEIGHT: f64 = 8.0;
+/// A batch that goes out this soon after its time was waiting for it.
+const ON_TIME: Duration = Duration::from_micros(300);
 
 impl Pacer {
     pub(crate) fn new(config: RateConfig) -> Self {
@@ -46,7 +56,7 @@ impl Pacer {
             RateConfig::Fixed(rate) => (rate, None),
             RateConfig::Auto { min, init, max } => (init.clamp(min, max), Some(Search::new(min, max))),
         };
-        Self { bytes_per_s: bytes_per_s.max(1), next_at: Duration::ZERO, search }
+        Self { bytes_per_s: bytes_per_s.max(1), next_at: Duration::ZERO, bound: 1.0, search }
     }
 
     pub(crate) fn is_ready(&self, now: Duration) -> bool {
@@ -58,6 +68,8 @@ impl Pacer {
     }
 
     pub(crate) fn spend(&mut self, now: Duration, bytes: u64) {
+        let waited = if now <= self.next_at + ON_TIME { 1.0 } else { 0.0 };
+        self.bound += (waited - self.bound) * 0.02;
         let from = self.next_at.max(now.saturating_sub(SLACK));
         self.next_at = from + Duration::from_nanos(bytes.saturating_mul(1_000_000_000) / self.bytes_per_s);
     }
@@ -71,10 +83,19 @@ impl Pacer {
         u64::try_from(bytes).unwrap_or(u64::MAX)
     }
 
+    /// The socket made the sender wait: the path is the bottleneck, whatever the rate aims at.
+    pub(crate) fn held_up(&mut self) {
+        self.bound += (1.0 - self.bound) * 0.2;
+    }
+
+    /// What sending a byte costs, in nanoseconds of whatever is scarce: time on the path, or CPU.
     pub(crate) fn ns_per_byte(&self) -> f64 {
+        if self.bound < 0.5 {
+            return CPU_NS_PER_BYTE;
+        }
         #[expect(clippy::cast_precision_loss, reason = "a rate; 53 bits are plenty")]
         let rate = self.bytes_per_s as f64;
-        1e9 / rate
+        (1e9 / rate * BOUND_WEIGHT).max(CPU_NS_PER_BYTE)
     }
 
     /// Between two reports, `sent` datagrams went to a host and `lost` of them did not arrive.
@@ -113,7 +134,8 @@ enum State {
 const EPOCH: Duration = Duration::from_millis(25);
 /// What was under way at the old rate is not counted to the new one.
 const SETTLE: Duration = Duration::from_millis(30);
-const EPOCH_DATAGRAMS_MIN: u64 = 300;
+/// Fewer datagrams tell a loss of a few percent from chance too badly.
+const EPOCH_DATAGRAMS_MIN: u64 = 1500;
 /// Losses may rise by so much before the rate is suspected.
 const TOLERANCE: f64 = 0.02;
 const PROBE_EVERY: Duration = Duration::from_millis(250);
@@ -155,7 +177,7 @@ impl Search {
     }
 
     fn step(&mut self, loss: f64, now: Duration, rate: u64) -> u64 {
-        let high = loss > self.floor * 1.5 + TOLERANCE;
+        let high = loss > self.floor + TOLERANCE + chance(loss);
         let cruise = State::Cruise { probe_at: now + PROBE_EVERY };
         match self.state {
             State::Startup if !high => scaled(rate, 2.0),
@@ -183,11 +205,18 @@ impl Search {
                 if high { scaled(before, DRAIN) } else { rate }
             }
             State::Startup | State::Cruise { .. } => {
-                self.floor += (loss - self.floor) * 0.1;
+                self.floor += (loss - self.floor).min(0.0) * 0.1;
                 rate
             }
         }
     }
+}
+
+/// How far chance alone moves the loss measured in an epoch: two standard deviations.
+fn chance(loss: f64) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "a small constant")]
+    let datagrams = EPOCH_DATAGRAMS_MIN as f64;
+    2.0 * (loss * (1.0 - loss) / datagrams).sqrt()
 }
 
 fn scaled(rate: u64, factor: f64) -> u64 {
@@ -212,7 +241,7 @@ mod tests {
         let mut sum = 0.0;
         for step in 0..2_000 {
             now += Duration::from_millis(5);
-            let rate = 1e9 / pacer.ns_per_byte();
+            let rate = pacer.bytes_per_s() as f64;
             let through = (capacity / rate).min(1.0) * (1.0 - random);
             let sent = (rate * 0.005 / 1500.0).max(1.0);
             for host in 0..hosts {

@@ -81,8 +81,6 @@ pub struct TransferConfig {
     pub encode: EncodePlan,
     /// Threads that encode.
     pub threads: usize,
-    /// How long hosts that cannot be reached are waited for before the others start.
-    pub start_grace: Duration,
 }
 
 /// A transfer could not be run at all. Failures of single hosts are in [`Outcome`].
@@ -139,9 +137,7 @@ pub struct Transfer {
     again: HashMap<usize, Vec<EncodedBlock>>,
     again_order: VecDeque<usize>,
     awaited: Vec<(usize, BlockId)>,
-    tried: HashSet<usize>,
     start: Instant,
-    started: Option<Duration>,
     complete_at: Vec<Option<Duration>>,
     vm_complete: Vec<Vec<u16>>,
     cpu_at_start: Duration,
@@ -208,9 +204,7 @@ impl Transfer {
             again: HashMap::new(),
             again_order: VecDeque::new(),
             awaited: Vec::new(),
-            tried: HashSet::new(),
             start,
-            started: None,
             complete_at: vec![None; hosts],
             vm_complete: vec![Vec::new(); hosts],
             cpu_at_start: usage::cpu(),
@@ -236,12 +230,14 @@ impl Transfer {
             self.feed_encoders();
             let mut sent = 0;
             self.session.handle_timeout(self.start.elapsed());
-            while sent < BATCHES_AT_ONCE && self.may_send() {
+            while sent < BATCHES_AT_ONCE {
                 let Some(transmit) = self.session.poll_transmit(self.start.elapsed()) else { break };
                 // Announcements and questions go out first: the control channel is slower to start.
                 self.flush_control();
                 if let Some(batch) = self.window.seal(&transmit).map_err(TransferError::Fec)? {
-                    self.transmitter.send(transmit.channel, batch)?;
+                    if self.transmitter.send(transmit.channel, batch)? {
+                        self.session.handle_held_up();
+                    }
                 }
                 sent += 1;
             }
@@ -264,18 +260,6 @@ impl Transfer {
         Ok(self.finish())
     }
 
-    /// Data flow once every host was tried, or the grace is over.
-    fn may_send(&mut self) -> bool {
-        let now = self.start.elapsed();
-        let hosts = self.config.hosts.len();
-        let everyone = self.tried.len() == hosts;
-        let all_here = (0..hosts).all(|host| *self.session.phase(host) != Phase::Absent);
-        if self.started.is_none() && (all_here || (everyone && now >= self.config.start_grace)) {
-            self.started = Some(now);
-        }
-        self.started.is_some()
-    }
-
     fn sleep(&mut self) {
         let now = self.start.elapsed();
         let until = self.session.poll_timeout(now).unwrap_or(now).min(now + PROGRESS_EVERY);
@@ -296,7 +280,6 @@ impl Transfer {
                 }
             }
             Happening::Link { host, link } => {
-                self.tried.insert(host);
                 match link {
                     Link::Up(queue) => {
                         self.queues[host] = Some(queue);

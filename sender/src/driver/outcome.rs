@@ -74,7 +74,7 @@ impl Transfer {
         let hosts = 0..self.config.hosts.len();
         Progress {
             elapsed: self.start.elapsed(),
-            started: self.started.is_some(),
+            started: self.session.started_at().is_some(),
             hosts: hosts.clone().map(|host| (self.session.phase(host).clone(), self.session.progress(host)))
                 .map(|(phase, (done, known))| (phase, done, known))
                 .collect(),
@@ -98,7 +98,7 @@ impl Transfer {
             stats: self.session.stats().clone(),
             sockets: self.transmitter.stats(),
             wall,
-            started: self.started,
+            started: self.session.started_at(),
             cpu: usage::cpu().saturating_sub(self.cpu_at_start),
             segments: self.segment_log.clone(),
         }

@@ -51,7 +51,7 @@ pub(super) struct Burst {
 impl Session {
     /// The next symbols to seal and send, if pacing and the hosts' credit allow any now.
     pub fn poll_transmit(&mut self, now: Duration) -> Option<Transmit> {
-        if self.cancelled || !self.pacer.is_ready(now) {
+        if self.cancelled || self.started_at.is_none() || !self.pacer.is_ready(now) {
             return None;
         }
         let next = self.next_burst(now);
@@ -140,7 +140,7 @@ impl Session {
         let digest = block.digest;
         self.segments[segment].sent_bytes += u64::from(block.len);
         let mut flight = InFlight::new(channel, self.shape(id).symbols());
-        let mut all_held = true;
+        let (mut all_held, mut owed) = (true, false);
         for host in self.channels[channel].spec.hosts.clone() {
             let entry = &mut self.hosts[host];
             if entry.is_over() || entry.done.contains(BlockId(id)) {
@@ -154,9 +154,11 @@ impl Session {
                 entry.to_ask.push(id);
             } else {
                 entry.owed.insert(id);
+                owed = true;
             }
         }
         if flight.hosts.is_empty() {
+            self.stats.blocks_skipped += u64::from(!owed);
             self.release(id);
             return;
         }

@@ -246,6 +246,20 @@ impl Session {
         entry.to_ask.clear();
     }
 
+    /// Sending starts when every host has accepted or failed, or those that have not had their time.
+    pub(super) fn has_started(&mut self, now: Duration) -> bool {
+        if self.started_at.is_some() {
+            return true;
+        }
+        let absent = || self.hosts.iter().filter(|host| host.phase == Phase::Absent);
+        let tried = absent().all(|host| host.last_trouble.is_some());
+        let grace = if tried { self.config.start_grace } else { self.config.start_wait_max };
+        if absent().next().is_none() || now >= grace {
+            self.started_at = Some(now);
+        }
+        self.started_at.is_some()
+    }
+
     /// Judges silence and slowness.
     pub(super) fn judge_hosts(&mut self, now: Duration) {
         self.charge_full_window(now);

@@ -59,6 +59,10 @@ pub struct SessionConfig {
     pub join_latency: Duration,
     /// A channel is opened so long before its data are expected.
     pub prejoin: Duration,
+    /// Hosts that cannot be reached at first are given so long to appear before the others start …
+    pub start_grace: Duration,
+    /// … and hosts of which nothing at all is heard, so long.
+    pub start_wait_max: Duration,
     /// Groups that a host may be a member of at once.
     pub memberships_max: usize,
     /// Bytes per host under way on its control channel as catch-up.
@@ -80,6 +84,8 @@ impl SessionConfig {
             host_timeout: Duration::from_secs(20),
             join_latency: Duration::from_millis(25),
             prejoin: Duration::from_millis(60),
+            start_grace: Duration::from_millis(500),
+            start_wait_max: Duration::from_secs(5),
             memberships_max: 20,
             catch_up_bytes: 4 << 20,
         }
@@ -173,7 +179,7 @@ pub struct SessionStats {
     pub blocks: u64,
     /// Bytes of encoded blocks: what every copy-once transfer must carry.
     pub encoded_bytes: u64,
-    /// Blocks that every host held already.
+    /// Blocks not sent, since every host held them from an earlier run.
     pub blocks_skipped: u64,
     /// Datagrams with source symbols, first transmission.
     pub source_datagrams: u64,
@@ -220,6 +226,7 @@ pub struct Session {
     bursts: VecDeque<Burst>,
     window_used: u64,
     encoding_done: bool,
+    started_at: Option<Duration>,
     cancelled: bool,
     control: VecDeque<(usize, ToHost)>,
     releases: VecDeque<BlockId>,
@@ -255,6 +262,7 @@ impl Session {
             bursts: VecDeque::new(),
             window_used: 0,
             encoding_done: false,
+            started_at: None,
             cancelled: false,
             control: VecDeque::new(),
             releases: VecDeque::new(),
@@ -299,10 +307,18 @@ impl Session {
     /// Time has passed: late answers, repairs, joins, leaves.
     pub fn handle_timeout(&mut self, now: Duration) {
         self.judge_hosts(now);
+        if !self.has_started(now) {
+            return;
+        }
         self.open_channels(now);
         self.plan_repairs(now);
         self.close_channels();
         self.ask_hosts(now, false);
+    }
+
+    /// The socket was full for a while: the path is the bottleneck.
+    pub fn handle_held_up(&mut self) {
+        self.pacer.held_up();
     }
 
     /// When [`Session::handle_timeout`] must be called at the latest.
@@ -345,6 +361,12 @@ impl Session {
     #[must_use]
     pub fn stats(&self) -> &SessionStats {
         &self.stats
+    }
+
+    /// When the session began to send.
+    #[must_use]
+    pub fn started_at(&self) -> Option<Duration> {
+        self.started_at
     }
 
     /// The pacing rate now, in bytes per second, all headers counted.

@@ -79,7 +79,8 @@ fn a_receiver_that_refuses_is_named_with_its_reason() {
 #[test]
 fn a_late_receiver_gets_everything() {
     let mut world = World::new(4, clone_plan(4, 4, PAGES));
-    world.connect_later(3, Duration::from_millis(200));
+    world.connect_later(3, Duration::from_millis(700));
+    world.sender.note(3, "connection refused".into());
     world.run(LIMIT, Vec::new());
     world.verify(&[]);
     assert!(world.sender.stats().catch_up_blocks > 0);

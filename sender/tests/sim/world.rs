@@ -268,7 +268,7 @@ impl World {
                 self.drive_receiver(usize::from(to) - 1, false);
             }
             (to, DeliveryKind::Control { bytes, .. }) => self.receiver_control(usize::from(to) - 1, &bytes),
-            (to, DeliveryKind::ControlClosed { .. }) => self.hosts[usize::from(to) - 1].session = None,
+            (to, DeliveryKind::ControlClosed { peer: 0 }) => self.hosts[usize::from(to) - 1].session = None,
             _ => {}
         }
     }
@@ -398,7 +398,11 @@ impl World {
         while let Some(id) = self.sender.poll_release() {
             self.window.release(id);
         }
-        while self.sender.poll_event().is_some() {}
+        while let Some(event) = self.sender.poll_event() {
+            if std::env::var_os("SIM_TRACE").is_some() {
+                println!("{:?} {event:?} {}", self.now, self.describe());
+            }
+        }
     }
 
     fn encode(&mut self, stripe: usize) -> Vec<EncodedBlock> {
