@@ -178,7 +178,7 @@ fn time_peers(
     runs: usize,
     only: &[String],
 ) -> Result<(), JobError> {
-    let options = PeerOptions::default();
+    let options = PeerOptions { lossy: loss > 0, ..PeerOptions::default() };
     let image = TemporaryFile(options.directory.join(format!("scatter-lab-{}", std::process::id())));
     let fail = |source| JobError::File { path: image.0.clone(), source };
     let fleet = Fleet { pages: mib.checked_mul(256).ok_or(JobError::Size { mib })?, ..Fleet::default() };

@@ -132,12 +132,12 @@ add rule bridge lab forward oifname vmap @ports
 add table netdev lab
 ";
 
-/// Replaces a port's loss.
+/// Replaces the loss of a host's port, `p` or, with a relay, `b`.
 pub(super) fn loss_rules(host: u16, loss: Option<Loss>) -> Result<String, LabError> {
     let mut rules = format!(
         "add counter bridge lab lost{host}
 add chain bridge lab to{host}
-add element bridge lab ports {{ \"p{host}\" : jump to{host} }}
+add element bridge lab ports {{ \"p{host}\" : jump to{host}, \"b{host}\" : jump to{host} }}
 flush chain bridge lab to{host}
 "
     );
@@ -146,7 +146,7 @@ flush chain bridge lab to{host}
             let expression = loss.expression()?;
             writeln!(rules, "add rule bridge lab to{host} {expression} counter name lost{host} drop")
         }
-        None => writeln!(rules, "delete element bridge lab ports {{ \"p{host}\" }}"),
+        None => writeln!(rules, "delete element bridge lab ports {{ \"p{host}\", \"b{host}\" }}"),
     }
     .expect("a String takes everything");
     Ok(rules)

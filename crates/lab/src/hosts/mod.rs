@@ -9,6 +9,7 @@
 //!  │ br0: IGMP/MLD snooping, querier, fast-leave │     namespace PREFIX-sw
 //!  └─────────────────────────────────────────────┘
 //!     loss, duplication and rate: on the way out of a port
+//!     delay and reordering: by a relay between port and host
 //! ```
 //!
 //! A [`Lab`] needs root, or a user namespace as [`reexec_in_user_namespace_if_needed`] makes one. It is gone when it is
@@ -19,12 +20,14 @@ mod counters;
 mod error;
 mod faults;
 mod namespace;
+mod relay;
 mod rights;
 mod setup;
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use claim::Claim;
@@ -33,6 +36,8 @@ pub use counters::{HostCounters, LinkCounters, Tally};
 pub use error::LabError;
 pub use faults::{Loss, Pattern, Scope};
 use namespace::{Namespace, output};
+use relay::Relay;
+pub use relay::{Disturbance, RelayCounters};
 pub use rights::{exec_in_user_namespace, reexec_in_user_namespace_if_needed};
 use setup::INTERFACE;
 
@@ -68,6 +73,8 @@ pub struct Lab {
     switch: Namespace,
     hosts: Vec<Host>,
     options: LabOptions,
+    /// Of each host; their threads end before the namespaces go.
+    relays: Mutex<Vec<Option<Relay>>>,
     claim: Claim,
 }
 
@@ -91,7 +98,8 @@ impl Lab {
         sweep()?;
         let claim = Claim::new(options.prefix.as_deref())?;
         let (switch, hosts) = setup::build(claim.prefix(), &options)?;
-        Ok(Self { switch, hosts, options, claim })
+        let relays = Mutex::new(hosts.iter().map(|_| None).collect());
+        Ok(Self { switch, hosts, options, relays, claim })
     }
 
     /// The options that it was made with.
@@ -146,6 +154,46 @@ impl Lab {
         setup::nft(&self.switch, &faults::duplication_rules(self.host(host).index, permille)?)
     }
 
+    /// Delays, reorders and doubles frames on their way to a host, in place of its disturbance so far. The first time
+    /// this puts a relay between the switch and the host (its groups are known again after 0.1 s), which costs speed:
+    /// it is for trying things out, not for measuring. [`Self::clear`] takes it away.
+    ///
+    /// # Errors
+    /// [`LabError::Options`] for thousandths above 1,000; [`LabError::System`] if raw packet sockets are not allowed;
+    /// else as [`Self::new`].
+    pub fn disturb(&self, host: u16, disturbance: Disturbance) -> Result<(), LabError> {
+        let index = self.host(host).index;
+        if disturbance.late_permille > 1_000 || disturbance.duplicate_permille > 1_000 {
+            return Err(LabError::Options {
+                reason: "more than 1,000 thousandths cannot be disturbed".to_owned(),
+            });
+        }
+        let mut relays = self.relays();
+        let relay = &mut relays[usize::from(index)];
+        match relay {
+            Some(relay) => relay.set(disturbance),
+            None => *relay = Some(setup::add_relay(&self.switch, index, &self.options, disturbance)?),
+        }
+        Ok(())
+    }
+
+    /// What a host's relay did; `None` if it has none.
+    #[must_use]
+    pub fn relay_counters(&self, host: u16) -> Option<RelayCounters> {
+        self.relays()[usize::from(host)].as_ref().map(Relay::counters)
+    }
+
+    fn relays(&self) -> MutexGuard<'_, Vec<Option<Relay>>> {
+        self.relays.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Names of a host's ports on the switch, of which the relay's is one.
+    fn ports(&self, host: u16) -> Vec<String> {
+        let port = self.host(host).port();
+        let relayed = self.relays()[usize::from(host)].is_some();
+        if relayed { vec![port, setup::relay_port(host)] } else { vec![port] }
+    }
+
     /// Limits a host's downlink: what the switch sends to it, in bits a second of frames as [`LinkCounters`] count
     /// them. What the queue (10 ms) does not hold is dropped.
     ///
@@ -170,8 +218,8 @@ impl Lab {
     /// # Errors
     /// As [`Self::new`].
     pub fn cut(&self, host: u16) -> Result<(), LabError> {
-        let port = self.host(host).port();
-        setup::ip(Some(&self.switch), &format!("link set {port} down\n"))
+        let lines: String = self.ports(host).iter().map(|port| format!("link set {port} down\n")).collect();
+        setup::ip(Some(&self.switch), &lines)
     }
 
     /// Plugs it in again. The switch asks for memberships at once; hosts answer within 0.1 s.
@@ -179,16 +227,20 @@ impl Lab {
     /// # Errors
     /// As [`Self::new`].
     pub fn restore(&self, host: u16) -> Result<(), LabError> {
-        let port = self.host(host).port();
-        setup::ip(Some(&self.switch), &format!("link set {port} up\n"))
+        let lines: String = self.ports(host).iter().map(|port| format!("link set {port} up\n")).collect();
+        setup::ip(Some(&self.switch), &lines)
     }
 
-    /// Ends a host's loss, duplication and rates, and plugs it in. Its counters go on.
+    /// Ends a host's loss, duplication, disturbance and rates, and plugs it in. Its counters go on.
     ///
     /// # Errors
     /// As [`Self::new`].
     pub fn clear(&self, host: u16) -> Result<(), LabError> {
         let index = self.host(host).index;
+        if let Some(relay) = self.relays()[usize::from(host)].take() {
+            drop(relay);
+            setup::remove_relay(&self.switch, index)?;
+        }
         let rules = faults::loss_rules(index, None)? + &faults::duplication_rules(index, 0)?;
         setup::nft(&self.switch, &rules)?;
         // `replace` first, as there may be nothing to delete. The default is no queue at all.

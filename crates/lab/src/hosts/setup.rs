@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::faults::TABLES;
 use super::namespace::{Namespace, command, output};
+use super::relay::{Disturbance, Relay};
 use super::{Host, LabError, LabOptions};
 
 /// Most hosts of a lab.
@@ -82,14 +83,44 @@ fn build_switch(switch: &Namespace, hosts: &[Host], mtu: u32) -> Result<(), LabE
         batch += &format!(
             "link add p{index} mtu {mtu} type veth peer name {INTERFACE} mtu {mtu} address {mac} netns {peer}\n"
         );
-        batch += &port_lines(*index);
+        batch += &port_lines(&format!("p{index}"));
     }
     ip(Some(switch), &batch)
 }
 
 /// Makes a device the bridge's port.
-pub(super) fn port_lines(index: u16) -> String {
-    format!("link set p{index} master br0 up\nlink set p{index} type bridge_slave fastleave on\n")
+fn port_lines(port: &str) -> String {
+    format!("link set {port} master br0 up\nlink set {port} type bridge_slave fastleave on\n")
+}
+
+/// The bridge's port of a host that has a relay; frames then go b ⇄ r, relay, p ⇄ e0.
+pub(super) fn relay_port(index: u16) -> String {
+    format!("b{index}")
+}
+
+/// Takes a host's port off the bridge and puts another with a relay in its place.
+pub(super) fn add_relay(
+    switch: &Namespace,
+    index: u16,
+    options: &LabOptions,
+    disturbance: Disturbance,
+) -> Result<Relay, LabError> {
+    let (port, inner, mtu) = (relay_port(index), format!("r{index}"), options.mtu);
+    let add =
+        format!("link add {port} mtu {mtu} type veth peer name {inner} mtu {mtu}\nlink set {inner} up\n");
+    ip(Some(switch), &format!("link set p{index} nomaster\n{add}"))?;
+    if options.wire_like {
+        ethtool(switch, &port, &["tx-udp-segmentation", "off", "tso", "off"])?;
+    }
+    let relay = Relay::start(switch, &inner, &format!("p{index}"), disturbance)?;
+    // The switch asks a new port for memberships at once, and then not for long: the relay has to be there.
+    ip(Some(switch), &port_lines(&port))?;
+    Ok(relay)
+}
+
+/// Undoes [`add_relay`], the relay's thread having ended.
+pub(super) fn remove_relay(switch: &Namespace, index: u16) -> Result<(), LabError> {
+    ip(Some(switch), &format!("link del {}\n{}", relay_port(index), port_lines(&format!("p{index}"))))
 }
 
 fn build_host(switch: &Namespace, host: &Host, options: &LabOptions) -> Result<(), LabError> {

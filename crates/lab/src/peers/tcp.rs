@@ -31,7 +31,7 @@ pub(super) fn run(run: &Run<'_>, stream: Stream) -> Result<Outcome, PeerError> {
             .zip(&listeners)
             .map(|(host, listener)| {
                 let output = output(host);
-                scope.spawn(move || receive(listener, output, run.timeout))
+                scope.spawn(move || receive(listener, output, run.options.timeout))
             })
             .collect();
         let senders: Vec<_> = run
@@ -41,7 +41,9 @@ pub(super) fn run(run: &Run<'_>, stream: Stream) -> Result<Outcome, PeerError> {
                 let sender = run.lab.host(0);
                 scope.spawn(move || {
                     begin.wait();
-                    sender.run(|| send(to, run.file, stream.sendfile, run.timeout)).and_then(|sent| sent)
+                    sender
+                        .run(|| send(to, run.file, stream.sendfile, run.options.timeout))
+                        .and_then(|sent| sent)
                 })
             })
             .collect();

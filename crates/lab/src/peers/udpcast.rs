@@ -34,7 +34,7 @@ pub(super) fn run(run: &Run<'_>) -> Result<Outcome, PeerError> {
         .args(["--blocksize", &block.to_string(), "--min-receivers", &run.hosts.to_string(), "--file"])
         .arg(run.file);
     let start = Instant::now();
-    let deadline = start + run.timeout;
+    let deadline = start + run.options.timeout;
     let status = Running::start(command)?.wait_until(deadline);
     let mut completed = status.is_some_and(|status| status.success());
     let mut wall = start.elapsed();

@@ -17,6 +17,9 @@ const CACHE: &str = "20971520";
 /// second, of which several pass before the first byte is sent: far too much for these links.
 const ROUND_TRIP: &str = "0.02:0.01:1";
 
+/// How many round trips without an answer make a host lost; the most that it takes, for links with loss.
+const PATIENCE: &str = "50";
+
 /// Bytes of IPv4, UDP and its own headers that its block size leaves room for.
 const HEADERS: u32 = 100;
 
@@ -28,27 +31,15 @@ pub(super) fn run(run: &Run<'_>) -> Result<Outcome, PeerError> {
     run.add_group_routes()?;
     let interface = run.lab.host(0).interface();
     let directory = |host: u16| run.directory.join(host.to_string());
+    let id = |host: u16| format!("0x{host:08X}");
     let mut receivers = Vec::new();
     for host in run.receivers() {
         let place = directory(host);
         std::fs::create_dir_all(&place).map_err(|source| PeerError::io("make", &place, source))?;
         let mut command = run.lab.host(host).command(&receiver.to_string_lossy());
-        command.args([
-            "-d",
-            "-I",
-            interface,
-            "-B",
-            SOCKET_BUFFER,
-            "-c",
-            CACHE,
-            "-U",
-            &format!("0x{host:08X}"),
-            "-D",
-        ]);
-        receivers.push(Running::start({
-            command.arg(&place);
-            command
-        })?);
+        command.args(["-d", "-I", interface, "-B", SOCKET_BUFFER, "-c", CACHE]);
+        command.args(["-U", &id(host), "-D"]).arg(&place);
+        receivers.push(Running::start(command)?);
     }
     run.await_port(PORT)?;
     // Their memberships have reached the switch.
@@ -56,23 +47,13 @@ pub(super) fn run(run: &Run<'_>) -> Result<Outcome, PeerError> {
 
     let block = (run.lab.options().mtu - HEADERS).min(BLOCK_MAX);
     let mut command = run.lab.host(0).command(&sender.to_string_lossy());
-    command.args([
-        "-I",
-        interface,
-        "-B",
-        SOCKET_BUFFER,
-        "-R",
-        "-1",
-        "-r",
-        ROUND_TRIP,
-        "-b",
-        &block.to_string(),
-    ]);
+    command.args(["-I", interface, "-B", SOCKET_BUFFER, "-R", "-1", "-b", &block.to_string()]);
+    command.args(if run.options.lossy { ["-s", PATIENCE] } else { ["-r", ROUND_TRIP] });
     // Named hosts: it begins as soon as the last has registered.
-    let hosts: Vec<String> = run.receivers().map(|host| format!("0x{host:08X}")).collect();
+    let hosts: Vec<String> = run.receivers().map(id).collect();
     command.args(["-H", &hosts.join(",")]).arg(run.file);
     let start = Instant::now();
-    let status = Running::start(command)?.wait_until(start + run.timeout);
+    let status = Running::start(command)?.wait_until(start + run.options.timeout);
     let wall = start.elapsed();
     drop(receivers);
     let name = run.file.file_name().unwrap_or_default();

@@ -273,10 +273,12 @@ impl SimNet {
     }
 
     /// Stops a host until a time (SIGSTOP): datagrams wait in its receive buffer as far as that goes, control
-    /// messages wait all. The caller does not run the host's session meanwhile.
+    /// messages wait all. The caller does not run the host's session meanwhile. A second call can prolong it only.
     pub fn freeze(&mut self, now: Duration, host: u16, until: Duration) {
         self.advance(now);
-        self.hosts[usize::from(host)].frozen_until = until;
+        let host = &mut self.hosts[usize::from(host)];
+        // Never shorter: what waits for the old time would be overtaken by what arrives before it.
+        host.frozen_until = host.frozen_until.max(until);
     }
 
     /// When something will happen next; not always a delivery.

@@ -345,6 +345,18 @@ fn a_frozen_host_keeps_what_its_buffer_holds() {
 }
 
 #[test]
+fn a_freeze_is_not_shortened() {
+    let mut net = SimNet::new(8, 2);
+    net.freeze(Duration::ZERO, 1, 2 * SECOND);
+    net.send_control(Duration::ZERO, 0, 1, numbered(0, 4)).expect("open");
+    assert!(drain(&mut net, SECOND / 2).is_empty());
+    net.freeze(SECOND / 2, 1, SECOND);
+    net.send_control(3 * SECOND / 2, 0, 1, numbered(1, 4)).expect("open");
+    let numbers: Vec<u32> = drain(&mut net, 3 * SECOND).iter().map(number).collect();
+    assert_eq!(numbers, [0, 1], "in order, though the second arrived after the shorter time");
+}
+
+#[test]
 fn a_crash_ends_memberships_and_channels_and_a_restart_begins_anew() {
     let mut net = SimNet::new(8, 3);
     net.join(Duration::ZERO, 1, 5);

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use lab::hosts::{Host, HostCounters, Lab, LabError, LabOptions, Loss, Scope, lab_for_test};
+use lab::hosts::{Disturbance, Host, HostCounters, Lab, LabError, LabOptions, Loss, Scope, lab_for_test};
 
 const PORT: u16 = 7_411;
 const GROUP: Ipv4Addr = Ipv4Addr::new(239, 77, 1, 1);
@@ -300,4 +300,58 @@ fn jumbo_frames_pass_whole() {
     assert_eq!(socket.take(), [0]);
     let jumbo = (counted(&lab, 1) - before).host;
     assert!(jumbo.rx_bytes >= 9_014 && jumbo.rx_packets < 4, "one frame, and ARP's: {jumbo:?}");
+}
+
+#[test]
+fn a_relay_reorders_doubles_and_goes_again() {
+    if !lab_for_test("a_relay_reorders_doubles_and_goes_again") {
+        return;
+    }
+    let lab = make(2);
+    lab.host(0).command("ip").args(["route", "add", "224.0.0.0/4", "dev", "e0"]).status().expect("a route");
+    let socket = Receiver::on(lab.host(1), true);
+    let delay = Duration::from_millis(5);
+    let late = Disturbance {
+        late_permille: 100,
+        late_by: delay,
+        duplicate_permille: 50,
+        seed: 3,
+        ..Default::default()
+    };
+    lab.disturb(1, Disturbance { delay, ..late }).expect("a relay");
+    lab.loss(1, Loss::burst(1, 10)).expect("loss goes on");
+    std::thread::sleep(2 * SILENCE);
+    for to in [GROUP, lab.host(1).addr()] {
+        let before = lab.relay_counters(1).expect("a relay");
+        send(lab.host(0), to, 0..1_000);
+        let numbers = socket.take();
+        let after = lab.relay_counters(1).expect("a relay");
+        assert_eq!(after.dropped, 0);
+        assert!((60..140).contains(&(after.late - before.late)), "10 % of 900: {before:?} {after:?}");
+        let doubled = usize::try_from(after.duplicated - before.duplicated).expect("few");
+        assert!((20..80).contains(&doubled), "5 % of 900: {doubled}");
+        assert_eq!(numbers.len(), 900 + doubled);
+        assert_eq!(numbers.iter().collect::<BTreeSet<_>>().len(), 900, "the loss of 10 % in front of it");
+        let steps_back = numbers.windows(2).filter(|pair| pair[0] > pair[1]).count();
+        assert!(steps_back > 5, "{steps_back} steps back");
+    }
+    lab.disturb(1, Disturbance { delay, ..Disturbance::default() }).expect("changed");
+    lab.loss(1, Loss::random(0)).expect("no loss");
+    let time = stream_time(&lab);
+    assert!(time > 3 * delay, "a stream passes, and waits: {time:?}");
+
+    lab.cut(1).expect("cut");
+    send(lab.host(0), GROUP, 0..50);
+    assert!(socket.take().is_empty());
+    lab.restore(1).expect("restored");
+    std::thread::sleep(2 * SILENCE);
+    send(lab.host(0), GROUP, 0..50);
+    assert_eq!(socket.take().len(), 50);
+
+    lab.clear(1).expect("cleared");
+    assert_eq!(lab.relay_counters(1), None);
+    std::thread::sleep(2 * SILENCE);
+    send(lab.host(0), GROUP, 0..200);
+    assert_eq!(socket.take(), (0..200).collect::<Vec<_>>());
+    assert!(lab.disturb(1, Disturbance { late_permille: 1_001, ..late }).is_err());
 }

@@ -15,7 +15,11 @@ fn every_peer_carries_a_file_to_every_host() {
     let fleet = Fleet { vms: 1, pages: 1_024, ..Fleet::default() };
     let file = fleet.write_images(directory.path()).expect("an image").remove(0);
     let lab = Lab::new(LabOptions::default()).expect("a lab");
-    let options = PeerOptions { directory: directory.path().to_owned(), timeout: Duration::from_secs(20) };
+    let options = PeerOptions {
+        directory: directory.path().to_owned(),
+        timeout: Duration::from_secs(20),
+        lossy: false,
+    };
     let dropped = Peer::Tcp(Stream { sendfile: true, keep: false });
     for peer in Peer::ALL.into_iter().chain([dropped]) {
         let result = match peer.run(&lab, &file, 2, &options) {
@@ -49,7 +53,8 @@ fn a_peer_that_gets_nowhere_is_ended() {
     std::fs::write(&file, vec![1; 1 << 20]).expect("written");
     let lab = Lab::new(LabOptions { hosts: 2, ..LabOptions::default() }).expect("a lab");
     lab.loss(1, Loss::random(1_000).of(lab::hosts::Scope::DatagramsAndStreams)).expect("nothing arrives");
-    let options = PeerOptions { directory: directory.path().to_owned(), timeout: Duration::from_secs(1) };
+    let options =
+        PeerOptions { directory: directory.path().to_owned(), timeout: Duration::from_secs(1), lossy: true };
     for peer in [Peer::Udpcast, Peer::Tcp(Stream { sendfile: false, keep: true })] {
         match peer.run(&lab, &file, 1, &options) {
             Err(error @ PeerError::Missing { .. }) => eprintln!("skipped {}: {error}", peer.name()),
