@@ -1,4 +1,5 @@
 //! Time to schedule and to place.
+#![forbid(unsafe_code)]
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use planner::inventory::{Host, Multicast, Source, Target, Vm};

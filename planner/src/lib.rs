@@ -12,8 +12,33 @@
 //! Not here: reading images, opening sockets, choosing a sending rate, compressing pages. Byte counts are
 //! payload bytes as given by the caller; headers, sealing and repair come on top.
 //!
+//! ```
+//! use planner::{Inventory, Signatures, make_plan};
+//!
+//! let inventory = Inventory::from_json(
+//!     r#"{
+//!         "version": 1, "name": "two clones",
+//!         "source": { "name": "s", "rate_mbps": 1000 },
+//!         "hosts": [
+//!             { "name": "a", "address": "10.0.0.1:47077", "memory_mib": 4096, "vcpus": 4, "rate_mbps": 1000 },
+//!             { "name": "b", "address": "10.0.0.2:47077", "memory_mib": 4096, "vcpus": 4, "rate_mbps": 1000 }
+//!         ],
+//!         "vms": [{ "name": "vm", "image": "vm.ram", "memory_mib": 1024, "to": { "clones": 2 } }],
+//!         "multicast": { "pool": "239.77.0.0/16" }
+//!     }"#,
+//! )?;
+//! let signatures = Signatures::from_json(
+//!     r#"{ "version": 1, "weights": [{ "vms": ["vm"], "pages": 50000, "bytes": 204800000 }] }"#,
+//! )?;
+//! let plan = make_plan(&inventory, Some(&signatures), 0)?;
+//! assert_eq!(plan.groups.len(), 1);
+//! assert_eq!(plan.predicted.expect("made plans predict").source_bytes, 204_800_000);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! `docs/planner.md` explains the cost model and the bounds, `docs/plan-format.md` the two files.
 #![forbid(unsafe_code)]
+#![cfg_attr(test, expect(clippy::unwrap_used, reason = "a test fails by panicking"))]
 
 mod check;
 mod host_set;

@@ -49,22 +49,22 @@ impl<'a> Search<'a> {
         let nodes = distances.nodes();
         let near_each = NEIGHBOURS.min(nodes - 1);
         let mut near = Vec::with_capacity(nodes * near_each);
-        let mut others: Vec<(u16, u16, u16)> = Vec::with_capacity(nodes);
+        let mut nearest: Vec<(u16, u16)> = Vec::with_capacity(near_each + 1);
         for node in 0..nodes {
-            let row = distances.row(node);
-            others.clear();
-            // Among equally near ones each node prefers others, lest all share the same few.
-            others.extend((0u16..).zip(row).filter(|&(other, _)| usize::from(other) != node).map(
-                |(other, &d)| {
-                    let turn = (usize::from(other) + nodes - node) % nodes;
-                    (d, u16::try_from(turn).expect("few nodes"), other)
-                },
-            ));
-            if near_each < others.len() {
-                others.select_nth_unstable(near_each - 1);
+            nearest.clear();
+            // Among equally near ones each node prefers those after it, lest all share the same few.
+            let (before, after) = distances.row(node).split_at(node);
+            let others = (0u16..).skip(node + 1).zip(&after[1..]).chain((0u16..).zip(before));
+            for (other, &distance) in others {
+                if nearest.len() == near_each {
+                    if nearest.last().is_some_and(|last| last.0 <= distance) {
+                        continue;
+                    }
+                    nearest.pop();
+                }
+                nearest.insert(nearest.partition_point(|n| n.0 <= distance), (distance, other));
             }
-            others[..near_each].sort_unstable();
-            near.extend(others[..near_each].iter().map(|&(_, _, other)| other));
+            near.extend(nearest.iter().map(|&(_, other)| other));
         }
         Self {
             distances,

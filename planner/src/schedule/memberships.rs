@@ -70,6 +70,20 @@ pub(super) fn memberships(
     planner.joined
 }
 
+/// A group's turn on an address.
+struct Turn {
+    group: usize,
+    address: u32,
+    /// The group that used the address before.
+    previous: Option<usize>,
+    /// Memberships that ended before this position need no more be known.
+    recent: usize,
+    /// The latest position to join before that costs no time, but not before the address is free.
+    earliest: usize,
+    /// Position of the group's last segment.
+    last: usize,
+}
+
 struct Timing<'a> {
     limits: &'a GroupLimits,
     costs: &'a [u64],
@@ -129,9 +143,14 @@ impl<'a> Timing<'a> {
         let (address, previous) = self.address(members, first, last, wanted);
         let earliest = previous.map_or(wanted, |group| wanted.max(self.joined.groups[group].last + 1));
         let index = self.joined.groups.len();
+        // No later group wants to join before this one does, so what ended by then counts no more, unless its
+        // address comes back within a leave's tail.
+        let tail_begin = self.clock.saturating_sub(self.limits.leave_tail);
+        let in_tail = if self.scarce { self.begins.partition_point(|&b| b < tail_begin) } else { wanted };
+        let turn = Turn { group: index, address, previous, recent: wanted.min(in_tail), earliest, last };
         let mut ready = self.clock;
         for host in members.iter() {
-            let join = self.join(host, address, index, (wanted, earliest), last);
+            let join = self.join(host, &turn);
             if let Some(join) = join {
                 self.joined.joins += 1;
                 ready = ready.max(self.begins.get(join).unwrap_or(&self.clock).saturating_add(latency));
@@ -150,15 +169,9 @@ impl<'a> Timing<'a> {
     }
 
     /// Notes a host's time in a group; returns the position before which it has to join the address, or `None` if it
-    /// stayed joined to it. `wanted`: the latest join that costs no time; `earliest`: when the address is free.
-    fn join(
-        &mut self,
-        host: u16,
-        address: u32,
-        group: usize,
-        (wanted, earliest): (usize, usize),
-        last: usize,
-    ) -> Option<usize> {
+    /// stayed joined to it.
+    fn join(&mut self, host: u16, turn: &Turn) -> Option<usize> {
+        let &Turn { group, address, previous, earliest, last, .. } = turn;
         let index = usize::from(host);
         if index >= self.hosts.len() {
             self.hosts.resize_with(index + 1, HostState::default);
@@ -166,26 +179,26 @@ impl<'a> Timing<'a> {
         let state = &mut self.hosts[index];
         let same =
             state.active.iter().position(|a| a.address == address).map(|slot| state.active.swap_remove(slot));
-        // No later group wants to join before this one does, so what ended by then counts no more, unless its
-        // address comes back within a leave's tail.
-        let recent = self.clock.saturating_sub(self.limits.leave_tail);
-        let recent = if self.scarce { self.begins.partition_point(|&begin| begin < recent) } else { wanted };
-        state.active.retain(|a| a.leave_after >= wanted.min(recent));
+        state.active.retain(|a| a.leave_after >= turn.recent);
         let max = usize::try_from(self.limits.memberships_max).unwrap_or(usize::MAX);
-        let mut leaves: Vec<usize> =
-            state.active.iter().map(|a| a.leave_after).filter(|&l| l >= earliest).collect();
+        let still_joined =
+            |at: usize| state.active.iter().map(|a| a.leave_after).filter(move |&leave| leave >= at);
         let mut join = earliest;
-        if leaves.len() >= max {
+        let mut count = still_joined(join).count();
+        if count >= max {
+            let mut leaves: Vec<usize> = still_joined(join).collect();
             leaves.sort_unstable();
-            join = leaves[leaves.len() - max] + 1;
-            leaves.retain(|&l| l >= join);
+            join = leaves[count - max] + 1;
+            count = still_joined(join).count();
         }
-        state.peak = state.peak.max(leaves.len() + 1);
+        state.peak = state.peak.max(count + 1);
         let mut stays = false;
         if let Some(before) = same {
             let gap = before.leave_after + 1..join;
             let time = self.unstalled[join].saturating_sub(self.unstalled[gap.start.min(join)]);
-            stays = gap.is_empty() || (time < self.limits.leave_tail && state.peak < max);
+            // While another group used the address, staying would have brought its bytes.
+            stays = previous == Some(self.joined.memberships[before.membership].group)
+                && (gap.is_empty() || (time < self.limits.leave_tail && state.peak < max));
             if stays {
                 state.peak += usize::from(!gap.is_empty());
                 self.joined.memberships[before.membership].leave_after = join;

@@ -35,13 +35,14 @@ impl Distances {
         for (row, set) in words.chunks_exact_mut(width).zip(sets) {
             row[..set.words().len()].copy_from_slice(set.words());
         }
-        let mut matrix = Vec::with_capacity(nodes * nodes);
-        for a in words.chunks_exact(width) {
-            matrix.extend(words.chunks_exact(width).map(|b| {
+        let mut matrix = vec![0; nodes * nodes];
+        for (index, (a, row)) in words.chunks_exact(width).zip(matrix.chunks_exact_mut(nodes)).enumerate() {
+            for (b, distance) in words.chunks_exact(width).zip(&mut row[..index]) {
                 let ones: u32 = a.iter().zip(b).map(|(a, b)| (a ^ b).count_ones()).sum();
-                u16::try_from(ones).expect("at most 65,535 hosts")
-            }));
+                *distance = u16::try_from(ones).expect("at most 65,535 hosts");
+            }
         }
+        mirror(&mut matrix, nodes);
         Self { nodes, matrix }
     }
 
@@ -57,6 +58,20 @@ impl Distances {
     /// Distances from `a` to all nodes.
     pub(super) fn row(&self, a: usize) -> &[u16] {
         &self.matrix[a * self.nodes..][..self.nodes]
+    }
+}
+
+/// Copies the lower triangle of a square matrix to the upper one, in tiles that stay in the cache.
+fn mirror(matrix: &mut [u16], nodes: usize) {
+    const TILE: usize = 64;
+    for top in (0..nodes).step_by(TILE) {
+        for left in (0..=top).step_by(TILE) {
+            for row in top..nodes.min(top + TILE) {
+                for column in left..row.min(left + TILE) {
+                    matrix[column * nodes + row] = matrix[row * nodes + column];
+                }
+            }
+        }
     }
 }
 

@@ -67,7 +67,7 @@ fn changed(inventory: &Inventory, change: &Change) -> Inventory {
 fn agrees_with_brute_force() {
     let gaps: RefCell<Vec<f64>> = RefCell::default();
     let counts: RefCell<[usize; 5]> = RefCell::default();
-    let mut runner = TestRunner::new(Config { cases: 4000, failure_persistence: None, ..Config::default() });
+    let mut runner = TestRunner::new(Config { cases: 3000, failure_persistence: None, ..Config::default() });
     let outcome = runner.run(&small(), |instance| {
         let inventory = instance.inventory();
         let signatures = instance.signatures();

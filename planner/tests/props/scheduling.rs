@@ -179,7 +179,7 @@ fn check_times(
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 3000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 1500, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn holds_what_it_promises(segments in prop::collection::vec(segment(), 0..40), limits in limits()) {
         let found = schedule(&segments, &limits);
