@@ -66,13 +66,13 @@ pub struct VmSpec {
     pub content_pages: u32,
 }
 
-/// A directory of images, locked for this process.
+/// A directory of images, locked for this process until it and all its intakes are dropped.
 pub struct Store {
     root: PathBuf,
     /// `root/.scatter`.
     meta: PathBuf,
-    /// Held for its lock.
-    _lock: File,
+    /// Held for its lock, by the intakes too.
+    lock: Arc<File>,
     boot_id: String,
     checkpoint_bytes: u64,
     disk: Disk,
@@ -124,7 +124,7 @@ impl Store {
         Ok(Self {
             root: root.to_path_buf(),
             meta,
-            _lock: lock,
+            lock: Arc::new(lock),
             boot_id: boot_id.to_owned(),
             checkpoint_bytes,
             disk,
@@ -159,14 +159,15 @@ impl Store {
         }
         in_use.extend(keys.iter().cloned());
         drop(in_use);
-        Ok(Lease { keys, in_use: Arc::clone(&self.in_use) })
+        Ok(Lease { keys, in_use: Arc::clone(&self.in_use), _lock: Arc::clone(&self.lock) })
     }
 }
 
-/// Names in use by an intake, until dropped.
+/// Names in use by an intake, and the store's lock, until dropped.
 struct Lease {
     keys: Vec<(&'static str, String)>,
     in_use: Arc<Mutex<HashSet<(&'static str, String)>>>,
+    _lock: Arc<File>,
 }
 
 impl Drop for Lease {

@@ -86,7 +86,10 @@ fn a_second_receiver_is_told_who_has_the_store() {
     let message =
         assert_err!(Store::open(root.path()), StoreError::Locked { pid: Some(found), .. } if found == pid);
     assert!(message.contains(&pid.to_string()) && message.contains(root.path().to_str().unwrap()));
+    let intake = store.begin("t", &[image("a", &[0]).spec()], false).unwrap();
     drop(store);
+    assert_err!(Store::open(root.path()), StoreError::Locked { .. });
+    drop(intake);
     Store::open(root.path()).unwrap();
 }
 

@@ -236,43 +236,79 @@ fn a_stop_at_any_change_to_the_disk_is_survived() {
     }
 }
 
+/// Two blocks about the same page, and a store whose disk may fail.
+struct Duel {
+    root: tempfile::TempDir,
+    faults: Arc<Faults>,
+    images: [Image; 2],
+    first: Block,
+    second: Block,
+}
+
+impl Duel {
+    fn new(rng: &mut StdRng) -> Self {
+        let mut images = [Image::random(3, 1, rng), Image::random(7, 1, rng)];
+        (images[0].kinds[0], images[0].tail) = (3, PAGE_SIZE);
+        let [first, second] = [3, 4].map(|kind| {
+            let mut block = Block::default();
+            block.add(VmId(3), 0, &[kind], true);
+            block.sealed()
+        });
+        Self { root: scratch(), faults: Faults::new(1 << 40), images, first, second }
+    }
+
+    fn begin(&self) -> super::super::Intake {
+        let disk = Disk { faults: Some(Arc::clone(&self.faults)) };
+        let store = Store::open_as(self.root.path(), "boot-0", u64::MAX, disk).unwrap();
+        store.begin("t", &self.images.each_ref().map(Image::spec), false).unwrap()
+    }
+
+    /// After a power failure the first block is held only if the image has its bytes.
+    fn judge(&self, rng: &mut StdRng, what: &str) {
+        self.faults.power_failure(self.root.path(), rng);
+        let store = open_as(self.root.path(), "boot-1");
+        let intake = store.begin("t", &self.images.each_ref().map(Image::spec), false).unwrap();
+        if intake.confirm_held(&self.first.digest) {
+            let file = fs::read(part(self.root.path(), &self.images[0].name)).unwrap();
+            assert!(file == self.images[0].bytes(), "{what}");
+        }
+    }
+}
+
 /// A block is killed after a checkpoint synced the journal and before it sets its mark; then the power fails while the
 /// mark is being synced.
 #[test]
 fn a_checkpoint_does_not_vouch_for_a_block_killed_meanwhile() {
     for seed in 0..64 {
         let mut rng = StdRng::seed_from_u64(seed);
-        let root = scratch();
-        let faults = Faults::new(1 << 40);
-        let store =
-            Store::open_as(root.path(), "boot-0", u64::MAX, Disk { faults: Some(Arc::clone(&faults)) })
-                .unwrap();
-        let mut images = [Image::random(3, 1, &mut rng), Image::random(7, 1, &mut rng)];
-        (images[0].kinds[0], images[0].tail) = (3, PAGE_SIZE);
-        let specs: Vec<_> = images.iter().map(Image::spec).collect();
-        let block = |kind| {
-            let mut block = Block::default();
-            block.add(VmId(3), 0, &[kind], true);
-            block.sealed()
-        };
-        let intake = Arc::new(store.begin("t", &specs, false).unwrap());
-        let (first, second) = (block(3), block(4));
-        intake.place(first.digest, &first.decoded()).unwrap();
-        let (placing, spending) = (Arc::clone(&intake), Arc::clone(&faults));
+        let duel = Duel::new(&mut rng);
+        let intake = Arc::new(duel.begin());
+        intake.place(duel.first.digest, &duel.first.decoded()).unwrap();
+        let (placing, second, faults) = (Arc::clone(&intake), duel.second.clone(), Arc::clone(&duel.faults));
         // Two images, then the journal.
-        faults.after_sync(3, move || {
+        duel.faults.after_sync(3, move || {
             placing.place(second.digest, &second.decoded()).unwrap();
-            spending.set_fuel(1);
+            faults.set_fuel(1);
         });
         let _ = intake.checkpoint();
-        drop((intake, store));
-        faults.power_failure(root.path(), &mut rng);
-        let store = open_as(root.path(), "boot-1");
-        let intake = store.begin("t", &specs, false).unwrap();
-        let held = intake.confirm_held(&first.digest);
-        assert!(
-            !held || fs::read(part(root.path(), &images[0].name)).unwrap() == images[0].bytes(),
-            "seed {seed}"
-        );
+        drop(intake);
+        duel.judge(&mut rng, &format!("seed {seed}"));
+    }
+}
+
+/// A block was killed by another; the power fails at each step of the checkpoint after that.
+#[test]
+fn a_checkpoint_cut_short_does_not_bring_a_killed_block_back() {
+    for (fuel, seed) in (0..6).flat_map(|fuel| (0..32).map(move |seed| (fuel, seed))) {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let duel = Duel::new(&mut rng);
+        let intake = duel.begin();
+        intake.place(duel.first.digest, &duel.first.decoded()).unwrap();
+        intake.checkpoint().unwrap();
+        intake.place(duel.second.digest, &duel.second.decoded()).unwrap();
+        duel.faults.set_fuel(fuel);
+        let _ = intake.checkpoint();
+        drop(intake);
+        duel.judge(&mut rng, &format!("fuel {fuel}, seed {seed}"));
     }
 }
