@@ -37,8 +37,8 @@ pub(super) fn memory(args: &Demo, dir: &Path) -> Outcome<Memory> {
     }
     images.truncate(wanted);
     let real = found.join("guests.json").is_file();
-    let kind = if real { "memory of real Debian guests" } else { "memory images" };
-    Ok(Memory { images, words: format!("{kind} from {}", found.display()) })
+    let kind = if real { "real Debian guests" } else { "images" };
+    Ok(Memory { images, words: format!("{kind} ({})", found.display()) })
 }
 
 /// The images of make-guests.sh, in a directory above this one or above the program.

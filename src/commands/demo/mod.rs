@@ -60,7 +60,7 @@ pub(crate) fn run(args: &Demo) -> Outcome {
     let stage = Stage { args, place, dir, memory, program, interrupt };
     let outcome = stage.play();
     if stage.interrupt.load(Ordering::Relaxed) {
-        return Err(Failure::new(Exit::Interrupted, "interrupted; everything made is removed"));
+        return Err(Failure::new(Exit::Interrupted, "interrupted"));
     }
     let report = outcome?;
     stage.show(&report)?;
@@ -301,7 +301,7 @@ impl Stage<'_> {
                 "by the sender's interface, all headers and control connections counted".to_owned(),
             ),
             Place::Loopback => (
-                "the loopback interface, without loss".to_owned(),
+                "the loopback interface, without loss: no link at all, so times say little".to_owned(),
                 "by scatter itself with all datagrams' headers; of TCP its payload alone".to_owned(),
             ),
         }
