@@ -92,8 +92,12 @@ fn a_lab_needs_no_root() {
     if !lab_for_test("a_lab_needs_no_root") {
         return;
     }
+    let users = std::fs::read_to_string("/proc/self/uid_map").expect("this process's users");
+    if users.split_whitespace().nth(2) == Some("1") {
+        eprintln!("skipped a_lab_needs_no_root: this is a user namespace of one user, as it would make one");
+        return;
+    }
     let mut nobody = Command::new(PROGRAM);
-    // By route and by address: what the other host answers proves the network.
     let script =
         "ip -n $SCATTER_LAB-h1 -br addr; ip netns exec $SCATTER_LAB-sw nft list counters && echo rules";
     nobody.args(["run", "--hosts", "2", "--", "sh", "-c", script]).uid(65_534).gid(65_534).current_dir("/");
