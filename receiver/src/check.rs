@@ -92,7 +92,9 @@ pub enum Outcome {
 pub fn check(job: Job, intake: &Intake, limits: &BlockLimits, scratch: &mut Scratch) -> Checked {
     let Job { block, digest, shape, payload } = job;
     let (outcome, collector) = match payload {
-        Payload::Whole(bytes) => (place_verified(&bytes, How::Unicast, digest, intake, limits, scratch), None),
+        Payload::Whole(bytes) => {
+            (place_verified(&bytes, How::Unicast, digest, intake, limits, scratch), None)
+        }
         Payload::Symbols(mut collector) => {
             let how = how_complete(&collector);
             let outcome = match collector.try_decode() {

@@ -94,7 +94,8 @@ impl Workers {
                                     WorkerResult::Checked(check(*job, &intake, &limits, &mut scratch))
                                 }
                                 Task::Finish(vm) => {
-                                    let finished = intake.finish(VmId(vm)).map(|_| ()).map_err(|e| e.to_string());
+                                    let finished =
+                                        intake.finish(VmId(vm)).map(|_| ()).map_err(|e| e.to_string());
                                     WorkerResult::Finished(vm, finished)
                                 }
                             };
@@ -144,9 +145,11 @@ impl Driver<'_> {
         let workers = Workers::start(self.workers, &self.intake, self.waker);
         let mut all_complete = None;
         loop {
-            let timeout = session.poll_timeout().map_or(IDLE, |at| at.saturating_sub(start.elapsed()).min(IDLE));
-            let received =
-                self.sockets.recv_batch(timeout, self.waker, |_, datagram| session.handle_datagram(datagram))?;
+            let timeout =
+                session.poll_timeout().map_or(IDLE, |at| at.saturating_sub(start.elapsed()).min(IDLE));
+            let received = self
+                .sockets
+                .recv_batch(timeout, self.waker, |_, datagram| session.handle_datagram(datagram))?;
             let now = start.elapsed();
             for result in workers.results.try_iter() {
                 match result {
@@ -169,7 +172,9 @@ impl Driver<'_> {
                     }
                     Ok(Err(reason)) => return Ok(lost(all_complete, reason)),
                     Err(TryRecvError::Empty) => break,
-                    Err(TryRecvError::Disconnected) => return Ok(lost(all_complete, "connection closed".into())),
+                    Err(TryRecvError::Disconnected) => {
+                        return Ok(lost(all_complete, "connection closed".into()));
+                    }
                 }
             }
             if received.datagrams == 0 {
@@ -193,8 +198,7 @@ impl Driver<'_> {
                     Action::AllPlaced => {
                         let drops = self.sockets.refresh_drops().unwrap_or_default();
                         let cpu = usage::cpu().saturating_sub(cpu_at_start);
-                        session.all_complete(cpu, usage::memory().peak_resident, drops);
-                        all_complete = Some(session.stats().clone());
+                        all_complete = Some(session.all_complete(cpu, usage::memory().peak_resident, drops));
                     }
                     Action::End { released: true, .. } => {
                         return Ok(Ended::Complete(all_complete.unwrap_or_default()));

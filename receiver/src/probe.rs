@@ -11,7 +11,12 @@ use wire::control::{Message, Probe, ProbeResult, ToSender};
 const RCVBUF_BYTES: usize = 1 << 20;
 
 /// Serves one probe: says when the group is joined, listens, says what came.
-pub(crate) async fn serve(probe: Probe, peer: SocketAddr, interface: Option<Interface>, writer: &mut FrameWriter) {
+pub(crate) async fn serve(
+    probe: Probe,
+    peer: SocketAddr,
+    interface: Option<Interface>,
+    writer: &mut FrameWriter,
+) {
     let (ready, is_ready) = tokio::sync::oneshot::channel();
     let listening = tokio::task::spawn_blocking(move || listen(&probe, peer, interface, ready));
     // Without `ready` the group could not be joined: the result says why.
@@ -52,8 +57,8 @@ fn count(
     };
     result.interface.clone_from(&interface.name);
     let words = |error: &dyn std::fmt::Display| error.to_string();
-    let mut sockets =
-        UdpReceiver::bind(probe.port, Family::of(probe.group), &interface, RCVBUF_BYTES).map_err(|e| words(&e))?;
+    let mut sockets = UdpReceiver::bind(probe.port, Family::of(probe.group), &interface, RCVBUF_BYTES)
+        .map_err(|e| words(&e))?;
     sockets.join(probe.group).map_err(|e| words(&e))?;
     let waker = Waker::new().map_err(|e| words(&e))?;
     // The prober may be gone; listening is bounded anyway.

@@ -107,12 +107,17 @@ impl Service {
     ///
     /// # Errors
     /// [`ServiceError`].
-    pub fn start(config: ServiceConfig, observer: &mut dyn FnMut(ServiceEvent)) -> Result<Self, ServiceError> {
+    pub fn start(
+        config: ServiceConfig,
+        observer: &mut dyn FnMut(ServiceEvent),
+    ) -> Result<Self, ServiceError> {
         let store = Store::open(&config.store).map_err(ServiceError::Store)?;
         let waker = Arc::new(Waker::new().map_err(ServiceError::Start)?);
         let (out, incoming) = unbounded();
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ServiceError::Start)?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(ServiceError::Start)?;
         let listener = runtime
             .block_on(Listener::bind(config.listen, &config.identity))
             .map_err(|source| ServiceError::Listen { address: config.listen, source })?;
@@ -130,7 +135,11 @@ impl Service {
     ///
     /// # Errors
     /// [`ServiceError::Start`] if sockets fail.
-    pub fn run(mut self, stop: &AtomicBool, observer: &mut dyn FnMut(ServiceEvent)) -> Result<bool, ServiceError> {
+    pub fn run(
+        mut self,
+        stop: &AtomicBool,
+        observer: &mut dyn FnMut(ServiceEvent),
+    ) -> Result<bool, ServiceError> {
         let mut complete = false;
         while !stop.load(Ordering::Relaxed) {
             let next = match self.waiting.pop_front() {
@@ -190,7 +199,9 @@ impl Service {
         let vms: Vec<(VmId, VmSpec)> = vms.collect();
         let intake = match self.store.begin(&offer.transfer, &vms, self.config.replace) {
             Ok(intake) => Arc::new(intake),
-            Err(error @ StoreError::ImageExists { .. }) => return refuse(RefuseCause::Exists, error.to_string()),
+            Err(error @ StoreError::ImageExists { .. }) => {
+                return refuse(RefuseCause::Exists, error.to_string());
+            }
             Err(error) => return refuse(RefuseCause::Store, error.to_string()),
         };
         let (mut sockets, unicast) = match self.sockets(&offer, peer_address, local_address) {
@@ -223,7 +234,12 @@ impl Service {
     }
 
     /// Forgets the journal of a transfer that is over everywhere.
-    fn close(&self, intake: Arc<crate::store::Intake>, ended: &Ended, observer: &mut dyn FnMut(ServiceEvent)) {
+    fn close(
+        &self,
+        intake: Arc<crate::store::Intake>,
+        ended: &Ended,
+        observer: &mut dyn FnMut(ServiceEvent),
+    ) {
         let Ok(intake) = Arc::try_unwrap(intake) else { return };
         let closed = match ended {
             Ended::Complete(_) => intake.close_transfer(),
@@ -287,7 +303,8 @@ fn accept(intake: &crate::store::Intake, link: &Link, unicast: SocketAddr, rcvbu
 fn check_offer(offer: &Offer, name: &str) -> Result<(), (RefuseCause, String)> {
     if !offer.version_is_spoken() {
         let (theirs, ours) = (offer.version, wire::VERSION);
-        let reason = format!("the sender speaks protocol version {theirs}, this host {ours}: update the older");
+        let reason =
+            format!("the sender speaks protocol version {theirs}, this host {ours}: update the older");
         return Err((RefuseCause::Version, reason));
     }
     if offer.host != name {
@@ -416,4 +433,3 @@ fn refused(shared: &Shared, peer: &str, reason: &str) {
     // Nobody listens if the service has ended.
     let _ = shared.out.send(Err(format!("{peer}: {reason}")));
 }
-

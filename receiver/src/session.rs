@@ -310,9 +310,7 @@ impl Session {
             Some(Entry { stage: Stage::Checking, .. }) => false,
             Some(entry) => {
                 let shape = entry.shape;
-                if shape.symbol_len() != view.symbol.len()
-                    || shape.len != view.header.block_len
-                {
+                if shape.symbol_len() != view.symbol.len() || shape.len != view.header.block_len {
                     return None;
                 }
                 true
@@ -403,7 +401,9 @@ impl Session {
         if collector.missing_bitmap().count_ones() > raptorq + cauchy {
             return;
         }
-        let Stage::Collecting(collector) = std::mem::replace(&mut entry.stage, Stage::Checking) else { return };
+        let Stage::Collecting(collector) = std::mem::replace(&mut entry.stage, Stage::Checking) else {
+            return;
+        };
         let (shape, payload) = (entry.shape, Payload::Symbols(collector));
         self.actions.push_back(Action::Check(Box::new(Job { block: BlockId(id), digest, shape, payload })));
     }
@@ -477,10 +477,11 @@ impl Session {
     }
 
     /// Answers [`Action::AllPlaced`]: tells the sender, with what the process cost.
-    pub fn all_complete(&mut self, cpu: Duration, peak_memory_bytes: u64, kernel_drops: u64) {
+    pub fn all_complete(&mut self, cpu: Duration, peak_memory_bytes: u64, kernel_drops: u64) -> HostStats {
         let cpu_us = u64::try_from(cpu.as_micros()).unwrap_or(u64::MAX);
         let stats = HostStats { cpu_us, peak_memory_bytes, kernel_drops, ..self.stats.clone() };
-        self.actions.push_back(Action::Send(ToSender::AllComplete(stats)));
+        self.actions.push_back(Action::Send(ToSender::AllComplete(stats.clone())));
+        stats
     }
 
     /// The driver has read all datagrams that the sockets held.

@@ -5,8 +5,8 @@
 //! digests, which is what lets a later session skip what hosts hold.
 
 use crate::prepare::{Prepared, Stripe};
-use pages::{ContentId, PAGE_SIZE, Pfn, VmId};
 use pages::block::{BlockParts, ContentRun, Encoding, Scratch, encode_block};
+use pages::{ContentId, PAGE_SIZE, Pfn, VmId};
 use wire::Digest;
 
 /// How a session encodes.
@@ -66,7 +66,12 @@ impl EncodePlan {
 /// # Panics
 /// If a block has no room for a page and some placements: symbols are below [`SYMBOL_BYTES_MIN`] then.
 #[must_use]
-pub fn encode_stripe(prepared: &Prepared, stripe: &Stripe, plan: &EncodePlan, scratch: &mut Scratch) -> Vec<EncodedBlock> {
+pub fn encode_stripe(
+    prepared: &Prepared,
+    stripe: &Stripe,
+    plan: &EncodePlan,
+    scratch: &mut Scratch,
+) -> Vec<EncodedBlock> {
     let mut blocks = Vec::new();
     let (mut contents, mut uniform) = (stripe.contents.clone(), stripe.uniform.clone());
     let (mut take_contents, mut take_uniform) = (plan.first_guess(), uniform.len());
@@ -91,7 +96,8 @@ pub fn encode_stripe(prepared: &Prepared, stripe: &Stripe, plan: &EncodePlan, sc
         }
         if !part.contents.is_empty() {
             let fitting = part.contents.len() * plan.block_bytes_max * 31 / (bytes.len() * 32);
-            take_contents = fitting.clamp(part.contents.len() / 2, part.contents.len() * 2).clamp(1, BLOCK_CONTENTS_MAX);
+            take_contents =
+                fitting.clamp(part.contents.len() / 2, part.contents.len() * 2).clamp(1, BLOCK_CONTENTS_MAX);
         }
         contents.start = part.contents.end;
         uniform.start = part.uniform.end;

@@ -96,7 +96,8 @@ impl Prepared {
     pub fn stripes(&self, segment: usize) -> Vec<Stripe> {
         let Segment { contents, uniform, .. } = &self.segments[segment];
         let count = contents.len().div_ceil(STRIPE_CONTENTS).max(uniform.len().div_ceil(STRIPE_UNIFORM));
-        let part = |index: usize, size: usize, len: usize| (index * size).min(len)..((index + 1) * size).min(len);
+        let part =
+            |index: usize, size: usize, len: usize| (index * size).min(len)..((index + 1) * size).min(len);
         (0..count)
             .map(|index| Stripe {
                 segment,

@@ -37,18 +37,15 @@ const SLACK: Duration = Duration::from_millis(2);
 pub(crate) struct Pacer {
     bytes_per_s: u64,
     next_at: Duration,
-    /// Smoothed share of batches that had to wait for their time.
-    bound: f64,
     search: Option<Search>,
 }
 
-/// What a byte costs that is sent while the CPU, not the path, is the bottleneck: sealing and the kernel's work for it
-/// (LAB.md: some 1 µs per KB for one receiver).
-const CPU_NS_PER_BYTE: f64 = 1.0;
-/// What waiting for the path is worth against CPU time, which is idle then.
-const BOUND_WEIGHT: f64 = 8.0;
-/// A batch that goes out this soon after its time was waiting for it.
-const ON_TIME: Duration = Duration::from_micros(300);
+/// A byte is never priced lower, in nanoseconds, however fast the link: it costs the sender's kernel, the network and
+/// every receiver, whether they need it or not (LAB.md: some 1 ns at the sender, and 0.5 ns at each receiver).
+const BYTE_NS_MIN: f64 = 12.0;
+/// What time on the path is worth against CPU time: the path is shared by all hosts, the CPUs are idle while they wait
+/// for it.
+const PATH_WEIGHT: f64 = 8.0;
 
 impl Pacer {
     pub(crate) fn new(config: RateConfig) -> Self {
@@ -56,7 +53,7 @@ impl Pacer {
             RateConfig::Fixed(rate) => (rate, None),
             RateConfig::Auto { min, init, max } => (init.clamp(min, max), Some(Search::new(min, max))),
         };
-        Self { bytes_per_s: bytes_per_s.max(1), next_at: Duration::ZERO, bound: 1.0, search }
+        Self { bytes_per_s: bytes_per_s.max(1), next_at: Duration::ZERO, search }
     }
 
     pub(crate) fn is_ready(&self, now: Duration) -> bool {
@@ -68,8 +65,6 @@ impl Pacer {
     }
 
     pub(crate) fn spend(&mut self, now: Duration, bytes: u64) {
-        let waited = if now <= self.next_at + ON_TIME { 1.0 } else { 0.0 };
-        self.bound += (waited - self.bound) * 0.02;
         let from = self.next_at.max(now.saturating_sub(SLACK));
         self.next_at = from + Duration::from_nanos(bytes.saturating_mul(1_000_000_000) / self.bytes_per_s);
     }
@@ -83,19 +78,11 @@ impl Pacer {
         u64::try_from(bytes).unwrap_or(u64::MAX)
     }
 
-    /// The socket made the sender wait: the path is the bottleneck, whatever the rate aims at.
-    pub(crate) fn held_up(&mut self) {
-        self.bound += (1.0 - self.bound) * 0.2;
-    }
-
-    /// What sending a byte costs, in nanoseconds of whatever is scarce: time on the path, or CPU.
+    /// What sending a byte costs, for weighing bytes against CPU time in repair.
     pub(crate) fn ns_per_byte(&self) -> f64 {
-        if self.bound < 0.5 {
-            return CPU_NS_PER_BYTE;
-        }
         #[expect(clippy::cast_precision_loss, reason = "a rate; 53 bits are plenty")]
         let rate = self.bytes_per_s as f64;
-        (1e9 / rate * BOUND_WEIGHT).max(CPU_NS_PER_BYTE)
+        (1e9 / rate * PATH_WEIGHT).max(BYTE_NS_MIN)
     }
 
     /// Between two reports, `sent` datagrams went to a host and `lost` of them did not arrive.

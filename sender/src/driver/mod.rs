@@ -149,7 +149,11 @@ impl Transfer {
     ///
     /// # Errors
     /// [`TransferError`] if sockets or threads cannot be made.
-    pub fn start(prepared: &Arc<Prepared>, schedule: &Schedule, config: TransferConfig) -> Result<Self, TransferError> {
+    pub fn start(
+        prepared: &Arc<Prepared>,
+        schedule: &Schedule,
+        config: TransferConfig,
+    ) -> Result<Self, TransferError> {
         let start = Instant::now();
         let (out, happenings) = unbounded();
         let channels = channel_specs(schedule);
@@ -177,7 +181,8 @@ impl Transfer {
             }
         }
         let cost_model = CostModel::measure(|| start.elapsed());
-        let mut session = Session::new(config.session.clone(), cost_model, config.hosts.len(), channels, &segments);
+        let mut session =
+            Session::new(config.session.clone(), cost_model, config.hosts.len(), channels, &segments);
         for position in 0..segments.len() {
             if !stripe_segments.contains(&position) {
                 session.handle_segment_encoded(position);
@@ -217,7 +222,11 @@ impl Transfer {
     ///
     /// # Errors
     /// [`TransferError`] if this host cannot send at all; the hosts then keep what they hold.
-    pub fn run(mut self, interrupt: &AtomicBool, observer: &mut dyn FnMut(&Progress)) -> Result<Outcome, TransferError> {
+    pub fn run(
+        mut self,
+        interrupt: &AtomicBool,
+        observer: &mut dyn FnMut(&Progress),
+    ) -> Result<Outcome, TransferError> {
         let mut told = Duration::ZERO;
         loop {
             let now = self.start.elapsed();
@@ -235,9 +244,7 @@ impl Transfer {
                 // Announcements and questions go out first: the control channel is slower to start.
                 self.flush_control();
                 if let Some(batch) = self.window.seal(&transmit).map_err(TransferError::Fec)? {
-                    if self.transmitter.send(transmit.channel, batch)? {
-                        self.session.handle_held_up();
-                    }
+                    self.transmitter.send(transmit.channel, batch)?;
                 }
                 sent += 1;
             }
@@ -279,24 +286,22 @@ impl Transfer {
                     self.add_blocks(stripe, blocks);
                 }
             }
-            Happening::Link { host, link } => {
-                match link {
-                    Link::Up(queue) => {
-                        self.queues[host] = Some(queue);
-                        self.session.handle_connected(host, now);
-                    }
-                    Link::Message(message) => self.message(host, message, now),
-                    Link::Down { reason, fatal } => {
-                        self.queues[host] = None;
-                        self.session.handle_disconnected(host, now);
-                        if fatal {
-                            self.session.fail(host, reason, now);
-                        } else {
-                            self.session.note(host, reason);
-                        }
+            Happening::Link { host, link } => match link {
+                Link::Up(queue) => {
+                    self.queues[host] = Some(queue);
+                    self.session.handle_connected(host, now);
+                }
+                Link::Message(message) => self.message(host, message, now),
+                Link::Down { reason, fatal } => {
+                    self.queues[host] = None;
+                    self.session.handle_disconnected(host, now);
+                    if fatal {
+                        self.session.fail(host, reason, now);
+                    } else {
+                        self.session.note(host, reason);
                     }
                 }
-            }
+            },
         }
     }
 
@@ -445,7 +450,12 @@ fn channel_specs(schedule: &Schedule) -> Vec<ChannelSpec> {
                 break ChannelId(id);
             }
         };
-        ChannelSpec { group: channel.group, hosts: channel.hosts.clone(), id, secret: ChannelSecret::random() }
+        ChannelSpec {
+            group: channel.group,
+            hosts: channel.hosts.clone(),
+            id,
+            secret: ChannelSecret::random(),
+        }
     });
     specs.collect()
 }

@@ -75,7 +75,9 @@ impl Transfer {
         Progress {
             elapsed: self.start.elapsed(),
             started: self.session.started_at().is_some(),
-            hosts: hosts.clone().map(|host| (self.session.phase(host).clone(), self.session.progress(host)))
+            hosts: hosts
+                .clone()
+                .map(|host| (self.session.phase(host).clone(), self.session.progress(host)))
                 .map(|(phase, (done, known))| (phase, done, known))
                 .collect(),
             expected_bytes: hosts.map(|host| self.session.expected_bytes(host)).collect(),

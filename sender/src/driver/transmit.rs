@@ -41,20 +41,16 @@ impl Transmitter {
         })
     }
 
-    /// Sends a batch; tells whether the socket made it wait.
-    pub(super) fn send(&mut self, channel: usize, batch: Batch<'_>) -> Result<bool, TransferError> {
-        let Some(dest) = self.dests[channel] else { return Ok(false) };
+    pub(super) fn send(&mut self, channel: usize, batch: Batch<'_>) -> Result<(), TransferError> {
+        let Some(dest) = self.dests[channel] else { return Ok(()) };
         let family = Family::of(dest.ip());
         let socket = match self.sockets.entry(family) {
             Entry::Occupied(entry) => entry.into_mut(),
-            Entry::Vacant(entry) => {
-                entry.insert(UdpSender::bind(&self.interface, family, self.options).map_err(TransferError::Udp)?)
-            }
+            Entry::Vacant(entry) => entry
+                .insert(UdpSender::bind(&self.interface, family, self.options).map_err(TransferError::Udp)?),
         };
-        let waits = socket.stats().waits;
         socket
             .send_batch(dest, batch.bytes, batch.datagram)
-            .map_err(|source| TransferError::Send { dest, source })?;
-        Ok(socket.stats().waits > waits)
+            .map_err(|source| TransferError::Send { dest, source })
     }
 }

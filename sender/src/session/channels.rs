@@ -76,7 +76,13 @@ impl Segment {
 
 impl Session {
     /// A host answered `Join`.
-    pub(super) fn handle_joined(&mut self, host: usize, id: ChannelId, result: Result<(), String>, now: Duration) {
+    pub(super) fn handle_joined(
+        &mut self,
+        host: usize,
+        id: ChannelId,
+        result: Result<(), String>,
+        now: Duration,
+    ) {
         let Some(channel) = self.channels.iter().position(|channel| channel.spec.id == id) else { return };
         if self.hosts[host].membership[channel] != Membership::Joining {
             return;

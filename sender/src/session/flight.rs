@@ -185,7 +185,11 @@ impl Session {
             return 0;
         }
         let symbols = f64::from(self.shape(id).symbols());
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "below 128 / (1 - loss), positive")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "below 128 / (1 - loss), positive"
+        )]
         let parity = (symbols * loss / (1.0 - loss.min(0.5))).ceil() as u32;
         parity
     }

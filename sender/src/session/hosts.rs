@@ -69,10 +69,18 @@ pub(super) struct Host {
     charged_at: Duration,
     /// Smoothed share of datagrams lost on the way to it.
     pub(super) loss: f64,
-    /// Per channel id: datagrams sent and received at the last report.
-    pub(super) counted: BTreeMap<u32, (u64, u64)>,
+    /// Per channel id, at the last report.
+    pub(super) counted: BTreeMap<u32, Counted>,
     pub(super) stats: Option<HostStats>,
     pub(super) last_trouble: Option<String>,
+}
+
+/// Datagrams of a channel, since the session began.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Counted {
+    pub(super) sent: u64,
+    /// Most that were ever missing of them at a report.
+    pub(super) missing: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -237,7 +245,8 @@ impl Session {
 
     /// Takes the host off every block in flight; what it lacks of them it owes.
     fn take_off_flights(&mut self, host: usize) {
-        let ids: Vec<u64> = self.in_flight.iter().filter(|(_, f)| f.hosts.contains_key(&host)).map(|(id, _)| *id).collect();
+        let ids: Vec<u64> =
+            self.in_flight.iter().filter(|(_, f)| f.hosts.contains_key(&host)).map(|(id, _)| *id).collect();
         for id in ids {
             self.owe(host, id);
         }
@@ -337,7 +346,9 @@ impl Session {
             let idle = now >= entry.last_ask + KEEP_ALIVE;
             let unasked = entry.asks.back().map_or(entry.acked_bytes, |ask| ask.sent_bytes);
             let unasked = entry.is_active() && entry.sent_bytes - unasked > entry.credit / 4;
-            let wanted = !entry.to_ask.is_empty() || unasked || (flush && entry.under_way() > 0 && entry.asks.is_empty());
+            let wanted = !entry.to_ask.is_empty()
+                || unasked
+                || (flush && entry.under_way() > 0 && entry.asks.is_empty());
             if (due && wanted) || idle {
                 self.ask(host, now);
             }

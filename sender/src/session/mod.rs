@@ -254,7 +254,11 @@ impl Session {
             config,
             cost_model,
             hosts,
-            channels: channels.into_iter().zip(last_use).map(|(spec, last)| Channel::new(spec, last)).collect(),
+            channels: channels
+                .into_iter()
+                .zip(last_use)
+                .map(|(spec, last)| Channel::new(spec, last))
+                .collect(),
             segments: segments.iter().map(Segment::new).collect(),
             blocks: Vec::new(),
             in_flight: BTreeMap::new(),
@@ -284,7 +288,10 @@ impl Session {
     /// If blocks of an earlier segment follow those of a later one.
     pub fn handle_block(&mut self, segment: usize, len: u32, digest: Digest) -> BlockId {
         let id = self.blocks.len() as u64;
-        assert!(self.blocks.last().is_none_or(|last| last.segment <= segment), "blocks come in schedule order");
+        assert!(
+            self.blocks.last().is_none_or(|last| last.segment <= segment),
+            "blocks come in schedule order"
+        );
         self.blocks.push(Block { segment, len, digest, sent: false });
         self.segments[segment].waiting.push_back(id);
         self.segments[segment].encoded_bytes += u64::from(len);
@@ -314,11 +321,6 @@ impl Session {
         self.plan_repairs(now);
         self.close_channels();
         self.ask_hosts(now, false);
-    }
-
-    /// The socket was full for a while: the path is the bottleneck.
-    pub fn handle_held_up(&mut self) {
-        self.pacer.held_up();
     }
 
     /// When [`Session::handle_timeout`] must be called at the latest.
@@ -403,7 +405,8 @@ impl Session {
 
     fn shape(&self, id: u64) -> fec::BlockShape {
         let len = self.blocks[index(BlockId(id))].len;
-        fec::BlockShape::for_len(len, self.config.symbol_size_max).expect("the encoder keeps blocks in the limits")
+        fec::BlockShape::for_len(len, self.config.symbol_size_max)
+            .expect("the encoder keeps blocks in the limits")
     }
 
     /// Bytes of one symbol of a block on the network, all headers counted.

@@ -1,7 +1,7 @@
 //! What hosts say.
 
 use super::flight::At;
-use super::hosts::{Membership, Phase};
+use super::hosts::{Counted, Membership, Phase};
 use super::{Event, Session, index};
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -109,7 +109,14 @@ impl Session {
 
     /// Everything up to question `seq` is answered: credit comes back, losses are counted, and what the answers
     /// did not name is being decoded.
-    fn answered(&mut self, host: usize, seq: u64, received: &[(u32, u64)], lacking: &BTreeSet<u64>, now: Duration) {
+    fn answered(
+        &mut self,
+        host: usize,
+        seq: u64,
+        received: &[(u32, u64)],
+        lacking: &BTreeSet<u64>,
+        now: Duration,
+    ) {
         let mut progress = false;
         while self.hosts[host].asks.front().is_some_and(|ask| ask.seq <= seq) {
             let Some(ask) = self.hosts[host].asks.pop_front() else { break };
@@ -164,25 +171,30 @@ impl Session {
         self.dirty.insert(id);
     }
 
+    /// What was sent on a channel and never arrived, as far as the report tells: datagrams that arrived after the
+    /// question hide as many losses at first, but not for long.
     fn count_losses(&mut self, host: usize, sent: &[(u32, u64)], received: &[(u32, u64)], now: Duration) {
         let (mut sent_more, mut lost) = (0, 0);
         for (channel, sent) in sent {
             let Some((_, received)) = received.iter().find(|(id, _)| id == channel) else { continue };
-            let entry = self.hosts[host].counted.entry(*channel);
-            let before = entry.or_insert((sent.saturating_sub(*received), 0));
-            // A late member missed what went out before it joined: only differences count.
-            if before.1 > 0 {
-                let (more, got) = (sent.saturating_sub(before.0), received.saturating_sub(before.1));
-                sent_more += more;
-                lost += more.saturating_sub(got);
+            let missing = sent.saturating_sub(*received);
+            match self.hosts[host].counted.get_mut(channel) {
+                Some(before) => {
+                    sent_more += sent.saturating_sub(before.sent);
+                    lost += missing.saturating_sub(before.missing);
+                    *before = Counted { sent: *sent, missing: missing.max(before.missing) };
+                }
+                // What went out before the host was a member is no loss.
+                None => {
+                    self.hosts[host].counted.insert(*channel, Counted { sent: *sent, missing });
+                }
             }
-            *before = (*sent, (*received).max(1));
         }
         if sent_more == 0 {
             return;
         }
         #[expect(clippy::cast_precision_loss, reason = "counts of datagrams between two reports")]
-        let loss = lost as f64 / sent_more as f64;
+        let loss = (lost as f64 / sent_more as f64).min(1.0);
         let entry = &mut self.hosts[host];
         entry.loss += (loss - entry.loss) * LOSS_WEIGHT;
         self.pacer.observe(host, sent_more, lost, now);

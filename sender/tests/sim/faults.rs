@@ -152,7 +152,8 @@ fn random_faults_under_many_seeds() {
             };
             world.net.set_profile(LinkId::Down(u16::try_from(host).expect("small")), profile);
         }
-        let (victim, other) = (usize::try_from(seed % 4).expect("small"), usize::try_from((seed + 1) % 4).expect("small"));
+        let (victim, other) =
+            (usize::try_from(seed % 4).expect("small"), usize::try_from((seed + 1) % 4).expect("small"));
         let (down, up) = (20 + seed * 9, 60 + seed * 17);
         let faults = vec![
             at(down, move |world| world.crash(victim)),

@@ -93,13 +93,22 @@ fn survives_heavy_random_loss() {
 #[test]
 fn survives_bursts_reordering_duplication_and_damage() {
     let bursts = LossModel::Burst { length: 50, every: 1000 };
-    let states =
-        LossModel::GilbertElliott { to_bad_ppm: 2_000, to_good_ppm: 50_000, loss_good_ppm: 100, loss_bad_ppm: 700_000 };
+    let states = LossModel::GilbertElliott {
+        to_bad_ppm: 2_000,
+        to_good_ppm: 50_000,
+        loss_good_ppm: 100,
+        loss_bad_ppm: 700_000,
+    };
     for (seed, loss) in [(1, bursts), (2, states), (3, LossModel::None)] {
         let mut world = World::new(seed, mixed_plan(seed));
         let jitter = Duration::from_micros(800);
-        let profile =
-            LinkProfile { loss, jitter, duplicate_ppm: 20_000, corrupt_ppm: 10_000, ..LinkProfile::default() };
+        let profile = LinkProfile {
+            loss,
+            jitter,
+            duplicate_ppm: 20_000,
+            corrupt_ppm: 10_000,
+            ..LinkProfile::default()
+        };
         lossy(&mut world, 4, profile);
         world.run(LIMIT, Vec::new());
         world.verify(&[]);
@@ -123,7 +132,8 @@ fn the_automatic_rate_finds_the_links_capacity() {
         let mut plan = clone_plan(seed, 4, 40_000);
         plan.rate = RateConfig::AUTO;
         let mut world = World::new(seed, plan);
-        let link = LinkProfile { rate_bps: Some(1_000_000_000), queue_bytes: 2_500_000, ..LinkProfile::default() };
+        let link =
+            LinkProfile { rate_bps: Some(1_000_000_000), queue_bytes: 2_500_000, ..LinkProfile::default() };
         lossy(&mut world, 4, link);
         world.run(LIMIT, Vec::new());
         world.verify(&[]);

@@ -98,7 +98,8 @@ impl World {
         for (index, segment) in prepared.segments.iter().enumerate() {
             let hosts: Vec<usize> = segment.hosts.iter().map(usize::from).collect();
             let id = ChannelId(u32::try_from(index).expect("few") + 100);
-            let group = (hosts.len() > 1).then(|| std::net::IpAddr::from([239, 1, 1, u8::try_from(index % 250).expect("small")]));
+            let group = (hosts.len() > 1)
+                .then(|| std::net::IpAddr::from([239, 1, 1, u8::try_from(index % 250).expect("small")]));
             channels.push(ChannelSpec { group, hosts, id, secret: ChannelSecret::random() });
             segments.push(SegmentSpec { channel: index, expected_bytes: prepared.segment_bytes(index) });
             stripes.extend(prepared.stripes(index).into_iter().map(|stripe| (index, stripe)));
@@ -107,7 +108,15 @@ impl World {
         let hosts = (0..plan.hosts).map(|_| {
             let root = tempfile::tempdir_in("/dev/shm").expect("tmpfs");
             let store = Some(Store::open(root.path()).expect("store"));
-            Host { store, session: None, root, finished: false, done_at: None, in_flight_peak: 0, refuses: None }
+            Host {
+                store,
+                session: None,
+                root,
+                finished: false,
+                done_at: None,
+                in_flight_peak: 0,
+                refuses: None,
+            }
         });
         let hosts: Vec<Host> = hosts.collect();
         let mut world = Self {
@@ -231,7 +240,9 @@ impl World {
     fn connect(&mut self, host: usize) {
         self.net.open_control(self.now, 0, sim(host));
         self.sender.handle_connected(host, self.now);
-        let vms = (0..).zip(&self.prepared.vms).filter(|(_, vm)| vm.hosts.contains(u16::try_from(host).expect("few")));
+        let vms = (0..)
+            .zip(&self.prepared.vms)
+            .filter(|(_, vm)| vm.hosts.contains(u16::try_from(host).expect("few")));
         let vms = vms.map(|(id, vm)| VmOffer {
             vm: id,
             name: vm.name.clone(),
@@ -298,7 +309,10 @@ impl World {
         let specs: Vec<(VmId, VmSpec)> = (offer.vms.iter())
             .map(|vm| {
                 let (name, file_len) = (vm.name.clone(), vm.file_len);
-                (VmId(vm.vm), VmSpec { name, file_len, page_count: vm.page_count, content_pages: vm.content_pages })
+                (
+                    VmId(vm.vm),
+                    VmSpec { name, file_len, page_count: vm.page_count, content_pages: vm.content_pages },
+                )
             })
             .collect();
         self.hosts[host].session = None;
@@ -306,7 +320,8 @@ impl World {
         let intake = Arc::new(store.begin("sim", &specs, false).expect("begin"));
         let digests = intake.held_digests();
         let held = ToSender::Held { digests };
-        let accept = Accept { version: wire::VERSION, unicast: ([127, 0, 0, 1], 9).into(), credit_bytes: 8 << 20 };
+        let accept =
+            Accept { version: wire::VERSION, unicast: ([127, 0, 0, 1], 9).into(), credit_bytes: 8 << 20 };
         self.net.send_control(self.now, sim(host), 0, held.encode());
         self.net.send_control(self.now, sim(host), 0, ToSender::Accept(accept).encode());
         let mut session = Receiving::new(ReceivingConfig::new(SYMBOL_SIZE, offer.vms.len()));
@@ -426,11 +441,17 @@ impl World {
     /// Compares the images at each host with their sources; `failed` hosts must not show a finished image.
     pub fn verify(&self, failed: &[usize]) {
         for (host, entry) in self.hosts.iter().enumerate() {
-            for vm in self.prepared.vms.iter().filter(|vm| vm.hosts.contains(u16::try_from(host).expect("few"))) {
+            for vm in
+                self.prepared.vms.iter().filter(|vm| vm.hosts.contains(u16::try_from(host).expect("few")))
+            {
                 let path = entry.root.path().join(format!("{}.ram", vm.name));
                 if failed.contains(&host) {
                     assert!(!path.exists(), "h{host} failed, yet {path:?} is there");
-                    assert!(matches!(self.sender.phase(host), Phase::Failed { .. }), "{:?}", self.sender.phase(host));
+                    assert!(
+                        matches!(self.sender.phase(host), Phase::Failed { .. }),
+                        "{:?}",
+                        self.sender.phase(host)
+                    );
                     continue;
                 }
                 assert_eq!(*self.sender.phase(host), Phase::Complete, "h{host}");
