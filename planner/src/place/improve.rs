@@ -8,23 +8,34 @@ use crate::host_set::host_index;
 
 /// Most passes over all copies; in practice three or four suffice.
 const PASSES_MAX: usize = 20;
-/// Most swaps looked at in one pass, for time.
-const SWAPS_MAX: usize = 1_000_000;
+/// Most signatures looked at for swaps, over all passes: about a second.
+const LOOKS_MAX: usize = 200_000_000;
 
 /// Descends to a placement that no move of one copy, nor swap of two, makes cheaper. `hosts_of_vm` must keep all
 /// constraints; so does the result.
 pub(super) fn improve(problem: &Problem, sharing: &Sharing, hosts_of_vm: Vec<HostSet>) -> Vec<HostSet> {
-    let mut state = State::new(problem, Some(sharing));
-    for (vm, hosts) in hosts_of_vm.iter().enumerate() {
-        hosts.iter().for_each(|host| state.put(vm, host.into()));
-    }
+    let mut state = whole(problem, sharing, &hosts_of_vm);
+    let mut looks_left = LOOKS_MAX;
     for _ in 0..PASSES_MAX {
         let moved = move_all(&mut state);
-        if !(swap_all(&mut state) || moved) {
+        if !(swap_all(&mut state, sharing, &mut looks_left) || moved) {
             break;
         }
     }
     state.hosts_of_vm
+}
+
+/// Bytes that hosts need of what VMs have in common.
+pub(super) fn shared_cost(problem: &Problem, sharing: &Sharing, hosts_of_vm: &[HostSet]) -> u64 {
+    whole(problem, sharing, hosts_of_vm).shares.map_or(0, |shares| shares.cost())
+}
+
+fn whole<'a>(problem: &'a Problem, sharing: &'a Sharing, hosts_of_vm: &[HostSet]) -> State<'a> {
+    let mut state = State::new(problem, Some(sharing));
+    for (vm, hosts) in hosts_of_vm.iter().enumerate() {
+        hosts.iter().for_each(|host| state.put(vm, host.into()));
+    }
+    state
 }
 
 /// All copies that may move.
@@ -71,18 +82,17 @@ fn allows(state: &State, vm: usize, from: usize, to: usize) -> bool {
             .any(|&other| state.hosts_of_vm[other].contains(host_index(from)))
 }
 
-fn swap_all(state: &mut State) -> bool {
+fn swap_all(state: &mut State, sharing: &Sharing, looks_left: &mut usize) -> bool {
     let copies = copies(state);
     let mut swapped = false;
-    let mut left = SWAPS_MAX;
+    // Taking two copies away, looking at both the other way round, and putting them back.
+    let looks = |a: usize, b: usize| 6 * (sharing.of_vm[a].len() + sharing.of_vm[b].len() + 1);
     // Where each copy is now; swaps change it on the way.
     let mut now: Vec<usize> = copies.iter().map(|&(_, host)| host).collect();
     for a in 0..copies.len() {
         for b in a + 1..copies.len() {
-            if left == 0 {
-                return swapped;
-            }
-            left -= 1;
+            let Some(left) = looks_left.checked_sub(looks(copies[a].0, copies[b].0)) else { return swapped };
+            *looks_left = left;
             if now[a] != now[b] && try_swap(state, (copies[a].0, now[a]), (copies[b].0, now[b])) {
                 now.swap(a, b);
                 swapped = true;

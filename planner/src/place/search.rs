@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 
 use super::problem::{Load, Problem};
-use super::shares::Sharing;
+use super::shares::{Shares, Sharing};
 use super::state::State;
 use crate::HostSet;
 use crate::host_set::host_index;
@@ -47,6 +47,8 @@ struct Search<'a> {
     frames: Vec<Frame>,
     /// One for each VM begun.
     candidates: Vec<Candidates>,
+    /// Only placements that cost less are wanted.
+    below: Option<u64>,
 }
 
 /// Searches for a placement; with `sharing`, prefers hosts that need much of the VM's contents anyway, else those
@@ -75,6 +77,34 @@ pub(super) fn search(problem: &Problem, sharing: Option<&Sharing>, steps_max: u6
     (Outcome::Infeasible, steps)
 }
 
+/// Searches for the cheapest placement by branch and bound: the last one found that costs less than `below` (by
+/// [`super::shares::Shares::cost`]), and whether it is proved that none costs less than that one, or than `below`.
+pub(super) fn cheapest(
+    problem: &Problem,
+    sharing: &Sharing,
+    below: u64,
+    steps_max: u64,
+) -> (Option<Vec<HostSet>>, bool) {
+    let mut search = Search::new(problem, Some(sharing));
+    search.below = Some(below);
+    let mut best = None;
+    if search.begin(0) {
+        for _ in 0..steps_max {
+            match search.frames.last() {
+                None => return (best, true),
+                Some(frame) if frame.depth == search.order.len() => {
+                    search.frames.pop();
+                    search.below = search.cost();
+                    best = Some(search.state.hosts_of_vm.clone());
+                }
+                Some(_) => search.step(),
+            }
+        }
+        return (best, search.frames.is_empty());
+    }
+    (best, true)
+}
+
 impl<'a> Search<'a> {
     fn new(problem: &'a Problem, sharing: Option<&'a Sharing>) -> Self {
         let order = order(problem);
@@ -98,11 +128,20 @@ impl<'a> Search<'a> {
             class,
             frames: Vec::new(),
             candidates: Vec::new(),
+            below: None,
         }
     }
 
-    /// Opens the VM at a position of the order; false if it can be seen that the rest does not fit.
+    /// What the VMs placed so far cost, at least.
+    fn cost(&self) -> Option<u64> {
+        self.state.shares.as_ref().map(Shares::cost)
+    }
+
+    /// Opens the VM at a position of the order; false if it can be seen that the rest does not fit, or costs too much.
     fn begin(&mut self, depth: usize) -> bool {
+        if self.below.is_some() && self.cost() >= self.below {
+            return false;
+        }
         if depth < self.order.len() {
             let Some(candidates) = self.candidates(depth).filter(|_| self.rest_fits(depth)) else {
                 return false;
@@ -199,6 +238,10 @@ impl<'a> Search<'a> {
 
     /// Hosts on which an equal VM failed that is placed just before this one.
     fn failed(&self, depth: usize) -> Vec<u16> {
+        if self.below.is_some() {
+            // VMs that are equal in what they take differ in what they cost.
+            return Vec::new();
+        }
         let vms = &self.state.problem.vms;
         let Some((&before, frame)) =
             depth.checked_sub(1).and_then(|d| self.order.get(d)).zip(self.frames.last())
