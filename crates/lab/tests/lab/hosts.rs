@@ -94,6 +94,26 @@ fn send(host: &Host, to: impl Into<IpAddr>, numbers: std::ops::Range<u64>) {
     }
 }
 
+/// Waits until the switch knows members of the group at exactly these ports.
+fn await_members(lab: &Lab, ports: &[&str]) {
+    let group = GROUP.to_string();
+    let mut table = String::new();
+    for _ in 0..500 {
+        let output = lab.switch_command("bridge").args(["mdb", "show"]).output().expect("bridge runs");
+        table = String::from_utf8_lossy(&output.stdout).into_owned();
+        let lines = table.lines().filter(|line| line.contains(&group));
+        let mut known: Vec<&str> = lines
+            .filter_map(|line| line.split_whitespace().skip_while(|word| *word != "port").nth(1))
+            .collect();
+        known.sort_unstable();
+        if known == ports {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    panic!("the members are not at {ports:?} but:\n{table}");
+}
+
 fn counted(lab: &Lab, host: u16) -> HostCounters {
     lab.counters(host).expect("counters")
 }
@@ -107,7 +127,7 @@ fn groups_reach_their_members_only() {
     lab.host(0).command("ip").args(["route", "add", "224.0.0.0/4", "dev", "e0"]).status().expect("a route");
     let sockets =
         [Receiver::on(lab.host(1), true), Receiver::on(lab.host(2), true), Receiver::on(lab.host(3), false)];
-    std::thread::sleep(SILENCE);
+    await_members(&lab, &["p1", "p2"]);
     let before = [counted(&lab, 0), counted(&lab, 1), counted(&lab, 3)];
     send(lab.host(0), GROUP, 0..1_000);
     let numbers: Vec<_> = sockets.iter().map(Receiver::take).collect();
@@ -279,12 +299,13 @@ fn a_cut_host_gets_nothing_and_its_groups_come_back() {
     let lab = make(2);
     lab.host(0).command("ip").args(["route", "add", "224.0.0.0/4", "dev", "e0"]).status().expect("a route");
     let socket = Receiver::on(lab.host(1), true);
-    std::thread::sleep(SILENCE);
+    await_members(&lab, &["p1"]);
     lab.cut(1).expect("cut");
+    await_members(&lab, &[]);
     send(lab.host(0), GROUP, 0..100);
     assert!(socket.take().is_empty());
     lab.restore(1).expect("restored");
-    std::thread::sleep(2 * SILENCE);
+    await_members(&lab, &["p1"]);
     send(lab.host(0), GROUP, 0..100);
     assert_eq!(socket.take().len(), 100);
 }
@@ -323,7 +344,7 @@ fn a_relay_reorders_doubles_and_goes_again() {
     };
     lab.disturb(1, Disturbance { delay, ..late }).expect("a relay");
     lab.loss(1, Loss::burst(1, 10)).expect("loss goes on");
-    std::thread::sleep(2 * SILENCE);
+    await_members(&lab, &["b1"]);
     for to in [GROUP, lab.host(1).addr()] {
         let before = lab.relay_counters(1).expect("a relay");
         send(lab.host(0), to, 0..1_000);
@@ -348,13 +369,13 @@ fn a_relay_reorders_doubles_and_goes_again() {
     send(lab.host(0), GROUP, 0..50);
     assert!(socket.take().is_empty());
     lab.restore(1).expect("restored");
-    std::thread::sleep(2 * SILENCE);
+    await_members(&lab, &["b1"]);
     send(lab.host(0), GROUP, 0..50);
     assert_eq!(socket.take().len(), 50);
 
     lab.clear(1).expect("cleared");
     assert_eq!(lab.relay_counters(1), None);
-    std::thread::sleep(2 * SILENCE);
+    await_members(&lab, &["p1"]);
     send(lab.host(0), GROUP, 0..200);
     assert_eq!(socket.take(), (0..200).collect::<Vec<_>>());
     assert!(lab.disturb(1, Disturbance { late_permille: 1_001, ..late }).is_err());
