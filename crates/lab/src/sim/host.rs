@@ -20,7 +20,7 @@ pub struct HostStats {
     pub up: LinkStats,
     /// From the switch to the host.
     pub down: LinkStats,
-    /// Datagrams returned by [`SimNet::poll`].
+    /// Datagrams returned by [`SimNet::poll`](super::SimNet::poll).
     pub delivered: u64,
     /// Datagrams that used the downlink for a group that the host had left.
     pub unwanted: u64,
