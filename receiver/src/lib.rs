@@ -11,6 +11,7 @@
 
 pub mod check;
 pub mod driver;
+mod id_hash;
 mod probe;
 pub mod service;
 pub mod session;

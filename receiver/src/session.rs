@@ -12,6 +12,7 @@
 
 use crate::check::{Checked, Job, Outcome, Payload};
 use fec::{BlockShape, Collector, Scheme};
+use crate::id_hash::IdHash;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::net::IpAddr;
 use std::time::Duration;
@@ -124,8 +125,8 @@ struct Asked {
 /// See the module's text.
 pub struct Session {
     config: SessionConfig,
-    channels: HashMap<u32, Channel>,
-    blocks: HashMap<u64, Entry>,
+    channels: HashMap<u32, Channel, IdHash>,
+    blocks: HashMap<u64, Entry, IdHash>,
     unannounced: usize,
     done: BlockSet,
     news: Vec<BlockId>,
@@ -152,8 +153,8 @@ impl Session {
         let scratch = vec![0; usize::from(wire::limits::SYMBOL_BYTES_MAX)];
         Self {
             config,
-            channels: HashMap::new(),
-            blocks: HashMap::new(),
+            channels: HashMap::default(),
+            blocks: HashMap::default(),
             unannounced: 0,
             done: BlockSet::default(),
             news: Vec::new(),

@@ -98,6 +98,7 @@ impl Session {
             }
             Err(_) => {
                 self.hosts[host].membership[channel] = Membership::No;
+                self.hosts[host].times_apart = u32::MAX;
                 self.set_phase(host, Phase::Unicast, now);
             }
         }

@@ -29,6 +29,13 @@ pub enum Phase {
     },
 }
 
+/// Slowness is judged over so long …
+const SLOW_WINDOW: Duration = Duration::from_millis(400);
+/// … and is holding the others up for this share of it. Equal hosts that take turns do not come near.
+const SLOW_SHARE: f64 = 0.7;
+/// A host that was too slow so often stays off its groups.
+const TIMES_APART_MAX: u32 = 3;
+
 /// A question `Through` under way.
 pub(super) struct Ask {
     pub(super) seq: u64,
@@ -67,6 +74,8 @@ pub(super) struct Host {
     pub(super) blocking: Duration,
     pub(super) blocking_since: Duration,
     charged_at: Duration,
+    /// How often it was too slow for its groups, or could not join.
+    pub(super) times_apart: u32,
     /// Smoothed share of datagrams lost on the way to it.
     pub(super) loss: f64,
     /// Per channel id, at the last report.
@@ -115,6 +124,7 @@ impl Host {
             blocking: Duration::ZERO,
             blocking_since: Duration::ZERO,
             charged_at: Duration::ZERO,
+            times_apart: 0,
             loss: 0.0,
             counted: BTreeMap::new(),
             stats: None,
@@ -137,6 +147,12 @@ impl Host {
 
     pub(super) fn is_member(&self, channel: usize, now: Duration) -> bool {
         self.is_active() && matches!(self.membership[channel], Membership::From(at) if at <= now)
+    }
+
+    /// Has nearly everything that was sent meanwhile, and may be tried on the groups again.
+    fn has_caught_up(&self) -> bool {
+        const BLOCKS: usize = 16;
+        self.connected && self.times_apart < TIMES_APART_MAX && self.owed.len() + self.catching_up.len() < BLOCKS
     }
 
     fn has_work(&self) -> bool {
@@ -280,11 +296,17 @@ impl Session {
             let stuck = now > entry.last_progress + timeout;
             match &entry.phase {
                 Phase::Active if silent => self.set_phase(host, Phase::Suspended, now),
-                Phase::Active if entry.blocking > lag => {
-                    for channel in 0..self.channels.len() {
-                        self.leave(host, channel);
+                Phase::Active if now > entry.blocking_since + SLOW_WINDOW => {
+                    let slow = entry.blocking > SLOW_WINDOW.mul_f64(SLOW_SHARE);
+                    entry.blocking = Duration::ZERO;
+                    entry.blocking_since = now;
+                    if slow && self.may_serve_apart() {
+                        self.serve_apart(host, now);
                     }
-                    self.set_phase(host, Phase::Unicast, now);
+                }
+                Phase::Unicast if !stuck && entry.has_caught_up() => {
+                    self.set_phase(host, Phase::Active, now);
+                    self.join_open_channels(host);
                 }
                 Phase::Active | Phase::Unicast if stuck && entry.has_work() => {
                     let reason = format!("no progress for {} s", timeout.as_secs());
@@ -296,14 +318,24 @@ impl Session {
                     let reason = format!("no answer for {} s{trouble}", timeout.as_secs());
                     self.fail(host, reason, now);
                 }
-                _ => {
-                    if now > entry.blocking_since + lag * 4 {
-                        entry.blocking = Duration::ZERO;
-                        entry.blocking_since = now;
-                    }
-                }
+                _ => {}
             }
         }
+    }
+
+    /// Whether yet another host may be taken off its groups for slowness. If half of them are slow, slow is normal.
+    fn may_serve_apart(&self) -> bool {
+        let apart = self.hosts.iter().filter(|host| host.phase == Phase::Unicast).count();
+        let here = self.hosts.iter().filter(|host| !host.is_over() && host.connected).count();
+        (apart + 1) * 2 <= here
+    }
+
+    fn serve_apart(&mut self, host: usize, now: Duration) {
+        for channel in 0..self.channels.len() {
+            self.leave(host, channel);
+        }
+        self.hosts[host].times_apart = self.hosts[host].times_apart.saturating_add(1);
+        self.set_phase(host, Phase::Unicast, now);
     }
 
     /// Charges the hosts that hold up the others, if they are few, with the time since they were last charged.
@@ -336,13 +368,15 @@ impl Session {
     pub(super) fn ask_hosts(&mut self, now: Duration, flush: bool) {
         const FLUSH_INTERVAL: Duration = Duration::from_millis(1);
         const KEEP_ALIVE: Duration = Duration::from_secs(1);
+        const ASKS_MAX: usize = 2;
         let interval = if flush { FLUSH_INTERVAL } else { self.config.through_interval };
         for host in 0..self.hosts.len() {
             let entry = &self.hosts[host];
             if !entry.connected || entry.is_over() {
                 continue;
             }
-            let due = now >= entry.last_ask + interval;
+            // One answer tells as much as several that come at once.
+            let due = now >= entry.last_ask + interval && entry.asks.len() < ASKS_MAX;
             let idle = now >= entry.last_ask + KEEP_ALIVE;
             let unasked = entry.asks.back().map_or(entry.acked_bytes, |ask| ask.sent_bytes);
             let unasked = entry.is_active() && entry.sent_bytes - unasked > entry.credit / 4;

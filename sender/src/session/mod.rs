@@ -51,7 +51,7 @@ pub struct SessionConfig {
     pub through_interval: Duration,
     /// How long a block's first deficit waits for those of other hosts.
     pub repair_holdoff: Duration,
-    /// A host that does not answer, or alone holds the group up, for so long is taken off the group.
+    /// A host that does not answer for so long is not waited for until it does.
     pub lag_limit: Duration,
     /// A host without any progress for so long has failed.
     pub host_timeout: Duration,
@@ -80,7 +80,7 @@ impl SessionConfig {
             burst_bytes: 64_000,
             through_interval: Duration::from_millis(5),
             repair_holdoff: Duration::from_millis(10),
-            lag_limit: Duration::from_millis(150),
+            lag_limit: Duration::from_millis(250),
             host_timeout: Duration::from_secs(20),
             join_latency: Duration::from_millis(25),
             prejoin: Duration::from_millis(60),
