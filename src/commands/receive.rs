@@ -51,17 +51,16 @@ pub(crate) fn run(args: &Receive) -> Outcome {
             stop.store(true, Ordering::Relaxed);
         });
     }
-    let (name, store) = (config.name.clone(), config.store.clone());
+    let (name, store, once) = (config.name.clone(), config.store.clone(), config.once);
     let mut observe = |event| tell(&name, &store, &event);
     let service = Service::start(config, &mut observe).map_err(failure)?;
     let complete = service.run(&stop, &mut observe).map_err(failure)?;
-    match (stop.load(Ordering::Relaxed), args.once || complete) {
-        (true, _) => {
-            say(&format!("{name}: stopped"));
-            Ok(Exit::Interrupted)
-        }
-        (false, _) => Ok(Exit::Done),
+    if !stop.load(Ordering::Relaxed) {
+        return Ok(Exit::Done);
     }
+    say(&format!("{name}: stopped"));
+    // A service that is stopped has done what was asked of it; who waits for one transfer wants to know.
+    Ok(if once && !complete { Exit::Interrupted } else { Exit::Done })
 }
 
 fn failure(error: ServiceError) -> Failure {

@@ -36,11 +36,11 @@ fn head(out: &mut String, report: &TransferReport) {
     let complete = report.hosts.iter().filter(|host| host.is_complete()).count();
     let all = report.hosts.len();
     let state = if complete == all { "good" } else { "bad" };
-    let _ = write!(
+    let _ = writeln!(
         out,
         "<header><p class=\"brand\">VMScatter · transfer report</p><h1>{}</h1>\
          <p class=\"lead\">{} of <b>{} VMs</b>, {} to carry in all, from <b>{}</b> to <b>{all} hosts</b> in <b>{}</b>. \
-         <span class=\"pill {state}\">{complete} of {all} hosts complete</span></p></header>\n",
+         <span class=\"pill {state}\">{complete} of {all} hosts complete</span></p></header>",
         escape(&report.name),
         bytes(report.image_bytes()),
         report.vms.len(),
@@ -86,9 +86,9 @@ fn comparison(out: &mut String, report: &TransferReport) {
         bars(&|way| (way.seconds, time(way.seconds))),
     );
     let verified = ways.iter().all(|way| way.verified);
-    let _ = write!(
+    let _ = writeln!(
         out,
-        "<p class=\"note\">{} Links: {}. Bytes counted {}. Memory: {}.</p></section>\n",
+        "<p class=\"note\">{} Links: {}. Bytes counted {}. Memory: {}.</p></section>",
         if verified {
             "Every rebuilt image was compared byte for byte with its source: all the same."
         } else {
@@ -116,9 +116,9 @@ fn bytes_section(out: &mut String, report: &TransferReport) {
         label: format!("{} · {}", bytes(value), percent(value, report.copies_bytes())),
         class,
     });
-    let _ = write!(
+    let _ = writeln!(
         out,
-        "<section><h2>Where the bytes went</h2><figure>{}</figure></section>\n",
+        "<section><h2>Where the bytes went</h2><figure>{}</figure></section>",
         charts::bars(&rows)
     );
 }
@@ -188,11 +188,11 @@ fn host_row(out: &mut String, report: &TransferReport, host: &HostReport) {
 
 fn timeline(out: &mut String, report: &TransferReport) {
     let Some(chart) = charts::timeline(report) else { return };
-    let _ = write!(
+    let _ = writeln!(
         out,
         "<section><h2>What was sent when, and to whom</h2><figure>{chart}</figure><p class=\"note\">A column is a \
          segment: the contents of one set of hosts, sent once to their multicast group (filled) or by unicast \
-         (outlined). Dots mark where a host had its last image.</p></section>\n"
+         (outlined). Dots mark where a host had its last image.</p></section>"
     );
 }
 
@@ -236,9 +236,9 @@ fn details(out: &mut String, report: &TransferReport) {
     for (name, value) in rows {
         let _ = write!(out, "<tr><th>{name}</th><td>{}</td></tr>", escape(&value));
     }
-    let _ = write!(
+    let _ = writeln!(
         out,
-        "</tbody></table></section><footer>scatter {}, transfer of {} s since 1970</footer>\n",
+        "</tbody></table></section><footer>scatter {}, transfer of {} s since 1970</footer>",
         escape(&report.scatter),
         report.started_unix_s
     );

@@ -3,6 +3,7 @@
 use pages::IdSet;
 use planner::{Channel, GroupLimits, HostSet, Plan, Pool, SegmentWeight};
 use sender::driver::{Schedule, ScheduledChannel, ScheduledSegment};
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -28,9 +29,9 @@ fn addresses(plan: &Plan, pool: &Pool, planned: &planner::Schedule) -> Vec<IpAdd
     let mut free = (0..pool.size()).map(scheduled).filter(|address| !taken.contains(address));
     let mut moved: BTreeMap<u32, IpAddr> = BTreeMap::new();
     for group in planned.groups.iter().zip(&kept).filter(|(_, kept)| kept.is_none()).map(|(group, _)| group) {
-        if !moved.contains_key(&group.address) {
+        if let Entry::Vacant(place) = moved.entry(group.address) {
             let Some(address) = free.next() else { return plain() };
-            moved.insert(group.address, address);
+            place.insert(address);
         }
     }
     let in_use = taken.len() + moved.len();
