@@ -61,7 +61,7 @@ pub enum ServiceError {
         address: SocketAddr,
         /// Why.
         #[source]
-        source: net::control::ControlError,
+        source: Box<net::control::ControlError>,
     },
     /// The system cannot start a thread or runtime.
     #[error("cannot start")]
@@ -120,7 +120,7 @@ impl Service {
             .map_err(ServiceError::Start)?;
         let listener = runtime
             .block_on(Listener::bind(config.listen, &config.identity))
-            .map_err(|source| ServiceError::Listen { address: config.listen, source })?;
+            .map_err(|source| ServiceError::Listen { address: config.listen, source: Box::new(source) })?;
         observer(ServiceEvent::Listening(listener.local_addr()));
         let shared = Arc::new(Shared { out, waker: Arc::clone(&waker), interface: config.interface.clone() });
         std::thread::Builder::new()

@@ -232,7 +232,7 @@ mod tests {
             let through = (capacity / rate).min(1.0) * (1.0 - random);
             let sent = (rate * 0.005 / 1500.0).max(1.0);
             for host in 0..hosts {
-                pacer.observe(host, sent as u64, (sent * (1.0 - through)) as u64, now);
+                pacer.observe(host, scaled(1, sent), scaled(1, sent * (1.0 - through)), now);
             }
             if step >= 1_000 {
                 sum += rate / 1_000.0;

@@ -57,6 +57,9 @@ impl Window {
     ///
     /// # Errors
     /// [`FecError`] if the scheme has no such symbols.
+    ///
+    /// # Panics
+    /// If the channel is not one of the session's.
     pub fn seal(&mut self, transmit: &Transmit) -> Result<Option<Batch<'_>>, FecError> {
         let Some(encoder) = self.resident.get_mut(&transmit.block.0) else { return Ok(None) };
         let shape = encoder.shape();

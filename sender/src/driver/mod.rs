@@ -1,8 +1,10 @@
 //! A transfer with real threads and sockets: this thread runs the session, seals and sends; others encode and talk to
 //! the hosts.
 
+mod catch_up;
 mod control;
 mod encoders;
+mod offers;
 mod outcome;
 mod transmit;
 
@@ -11,8 +13,9 @@ pub use outcome::{HostOutcome, Outcome, Progress};
 
 use crate::encode::{EncodePlan, EncodedBlock};
 use crate::prepare::Prepared;
-use crate::session::{ChannelSpec, Event, Phase, SegmentSpec, Session, SessionConfig};
+use crate::session::{Event, Phase, SegmentSpec, Session, SessionConfig};
 use crate::window::Window;
+use catch_up::Again;
 use control::{Connections, Link};
 use crossbeam_channel::{Receiver, RecvTimeoutError, unbounded};
 use encoders::{Encoded, Encoders};
@@ -20,16 +23,14 @@ use fec::{BlockShape, CostModel};
 use net::interface::Interface;
 use net::pki::Identity;
 use net::udp::SenderOptions;
-use std::collections::{HashMap, HashSet, VecDeque};
+use offers::{channel_specs, offers};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::UnboundedSender;
 use transmit::Transmitter;
-use wire::control::{Offer, ToHost, ToSender, VmOffer};
-use wire::seal::ChannelSecret;
-use wire::{BlockId, ChannelId};
+use wire::control::{ToHost, ToSender};
 
 /// A channel of the schedule.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -116,8 +117,6 @@ enum Happening {
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 /// Batches sent between two looks at the other threads.
 const BATCHES_AT_ONCE: usize = 8;
-/// Stripes encoded again and kept for hosts that catch up: some 50 MiB at most.
-const STRIPES_AGAIN_MAX: usize = 16;
 
 /// A running transfer.
 pub struct Transfer {
@@ -134,9 +133,7 @@ pub struct Transfer {
     origins: Vec<(usize, usize)>,
     stripe_segments: Vec<usize>,
     stripe_bytes: u64,
-    again: HashMap<usize, Vec<EncodedBlock>>,
-    again_order: VecDeque<usize>,
-    awaited: Vec<(usize, BlockId)>,
+    again: Again,
     start: Instant,
     complete_at: Vec<Option<Duration>>,
     vm_complete: Vec<Vec<u16>>,
@@ -206,9 +203,7 @@ impl Transfer {
             origins: Vec::new(),
             stripe_segments,
             stripe_bytes: scaled((crate::prepare::STRIPE_CONTENTS * pages::PAGE_SIZE) as u64, ratio),
-            again: HashMap::new(),
-            again_order: VecDeque::new(),
-            awaited: Vec::new(),
+            again: Again::default(),
             start,
             complete_at: vec![None; hosts],
             vm_complete: vec![Vec::new(); hosts],
@@ -279,7 +274,7 @@ impl Transfer {
     fn take_in(&mut self, happening: Happening) {
         let now = self.start.elapsed();
         match happening {
-            Happening::Encoded(encoded) if encoded.again => self.keep_again(encoded),
+            Happening::Encoded(encoded) if encoded.again => self.again.keep(encoded),
             Happening::Encoded(encoded) => {
                 self.encoders.put(encoded);
                 while let Some((stripe, blocks)) = self.encoders.pop() {
@@ -332,54 +327,6 @@ impl Transfer {
             && self.session.wants_blocks(self.encoders.pending as u64 * self.stripe_bytes)
         {
             self.encoders.start_next();
-        }
-    }
-
-    /// Sends blocks whole to hosts that are off the group.
-    fn catch_up(&mut self) {
-        while let Some((host, id)) = self.session.poll_catch_up() {
-            self.awaited.push((host, id));
-            let stripe = self.origins[usize::try_from(id.0).expect("counts up from 0")].0;
-            if self.window.block(id).is_none() && !self.again.contains_key(&stripe) {
-                // Empty until its blocks are there.
-                self.again.insert(stripe, Vec::new());
-                self.again_order.push_back(stripe);
-                self.encoders.encode_again(stripe);
-            }
-        }
-        let mut waiting = Vec::new();
-        for (host, id) in std::mem::take(&mut self.awaited) {
-            let (stripe, place) = self.origins[usize::try_from(id.0).expect("counts up from 0")];
-            let resident = self.window.block(id);
-            let bytes = resident.or_else(|| Some(self.again.get(&stripe)?.get(place)?.bytes.as_slice()));
-            match (bytes.map(<[u8]>::to_vec), &self.queues[host]) {
-                (Some(bytes), Some(queue)) => {
-                    // A closed queue shows itself as a broken link.
-                    let _ = queue.send(ToHost::BlockData { block: id.0, bytes });
-                }
-                (Some(_), None) => {}
-                (None, _) if self.again.contains_key(&stripe) => waiting.push((host, id)),
-                (None, _) => {
-                    self.again.insert(stripe, Vec::new());
-                    self.again_order.push_back(stripe);
-                    self.encoders.encode_again(stripe);
-                    waiting.push((host, id));
-                }
-            }
-        }
-        self.awaited = waiting;
-    }
-
-    fn keep_again(&mut self, encoded: Encoded) {
-        self.again.insert(encoded.stripe, encoded.blocks);
-        while self.again.len() > STRIPES_AGAIN_MAX {
-            let Some(oldest) = self.again_order.pop_front() else { break };
-            if self.again.get(&oldest).is_some_and(Vec::is_empty) {
-                // Still being encoded.
-                self.again_order.push_back(oldest);
-                break;
-            }
-            self.again.remove(&oldest);
         }
     }
 
@@ -437,54 +384,4 @@ fn scaled(bytes: u64, ratio: f64) -> u64 {
     )]
     let scaled = (bytes as f64 * ratio.clamp(0.001, 2.0)) as u64;
     scaled.max(1)
-}
-
-/// Ids and keys for the channels of a schedule.
-fn channel_specs(schedule: &Schedule) -> Vec<ChannelSpec> {
-    let mut used = HashSet::new();
-    let specs = schedule.channels.iter().map(|channel| {
-        let id = loop {
-            let random = ChannelSecret::random();
-            let id = u32::from_le_bytes(random.salt);
-            if used.insert(id) {
-                break ChannelId(id);
-            }
-        };
-        ChannelSpec {
-            group: channel.group,
-            hosts: channel.hosts.clone(),
-            id,
-            secret: ChannelSecret::random(),
-        }
-    });
-    specs.collect()
-}
-
-/// Each host's offer: the VMs that go there.
-fn offers(prepared: &Prepared, config: &TransferConfig) -> Vec<ToHost> {
-    let session = u64::from_le_bytes(std::array::from_fn({
-        let random = ChannelSecret::random();
-        move |at| random.key[at]
-    }));
-    let offer = |(host, target): (usize, &HostTarget)| {
-        let vms = (0..).zip(&prepared.vms).filter(|(_, vm)| vm.hosts.iter().any(|h| usize::from(h) == host));
-        let vms = vms.map(|(id, vm)| VmOffer {
-            vm: id,
-            name: vm.name.clone(),
-            file_len: vm.file_len,
-            page_count: vm.source.page_count(),
-            content_pages: prepared.content_pages(pages::VmId(id)),
-        });
-        ToHost::Offer(Offer {
-            version: wire::VERSION,
-            session,
-            transfer: config.name.clone(),
-            host: target.name.clone(),
-            symbol_size_max: config.session.symbol_size_max,
-            multicast_port: config.multicast_port,
-            ipv6: config.ipv6,
-            vms: vms.collect(),
-        })
-    };
-    config.hosts.iter().enumerate().map(offer).collect()
 }

@@ -152,7 +152,9 @@ impl Host {
     /// Has nearly everything that was sent meanwhile, and may be tried on the groups again.
     fn has_caught_up(&self) -> bool {
         const BLOCKS: usize = 16;
-        self.connected && self.times_apart < TIMES_APART_MAX && self.owed.len() + self.catching_up.len() < BLOCKS
+        self.connected
+            && self.times_apart < TIMES_APART_MAX
+            && self.owed.len() + self.catching_up.len() < BLOCKS
     }
 
     fn has_work(&self) -> bool {

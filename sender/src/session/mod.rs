@@ -138,6 +138,9 @@ pub enum Symbols {
 
 impl Symbols {
     /// How many.
+    ///
+    /// # Panics
+    /// Never: a block has at most 128 source symbols.
     #[must_use]
     pub fn count(&self) -> u32 {
         match self {

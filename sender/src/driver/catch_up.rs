@@ -1,0 +1,65 @@
+//! Blocks sent whole to hosts that are off the group, from the window or encoded once more.
+
+use super::Transfer;
+use super::encoders::Encoded;
+use crate::encode::EncodedBlock;
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
+use wire::BlockId;
+use wire::control::ToHost;
+
+/// Stripes encoded again that are kept: some 50 MiB at most.
+const STRIPES_MAX: usize = 16;
+
+/// Stripes encoded once more, and who waits for them.
+#[derive(Default)]
+pub(super) struct Again {
+    /// Empty while a stripe is being encoded.
+    stripes: HashMap<usize, Vec<EncodedBlock>>,
+    order: VecDeque<usize>,
+    waiting: Vec<(usize, BlockId)>,
+}
+
+impl Again {
+    /// Takes in a stripe and forgets the oldest ones.
+    pub(super) fn keep(&mut self, encoded: Encoded) {
+        self.stripes.insert(encoded.stripe, encoded.blocks);
+        while self.stripes.len() > STRIPES_MAX {
+            let Some(oldest) = self.order.pop_front() else { break };
+            if self.stripes.get(&oldest).is_some_and(Vec::is_empty) {
+                self.order.push_back(oldest);
+                break;
+            }
+            self.stripes.remove(&oldest);
+        }
+    }
+}
+
+impl Transfer {
+    /// Sends what can be sent, and starts encoding what is not at hand.
+    pub(super) fn catch_up(&mut self) {
+        let mut wanted = std::mem::take(&mut self.again.waiting);
+        while let Some(owed) = self.session.poll_catch_up() {
+            wanted.push(owed);
+        }
+        for (host, id) in wanted {
+            let (stripe, place) = self.origins[usize::try_from(id.0).expect("block ids count up from 0")];
+            let resident = self.window.block(id);
+            let bytes =
+                resident.or_else(|| Some(self.again.stripes.get(&stripe)?.get(place)?.bytes.as_slice()));
+            if let Some(bytes) = bytes {
+                if let Some(queue) = &self.queues[host] {
+                    // A closed queue shows itself as a broken link.
+                    let _ = queue.send(ToHost::BlockData { block: id.0, bytes: bytes.to_vec() });
+                }
+                continue;
+            }
+            if let Entry::Vacant(entry) = self.again.stripes.entry(stripe) {
+                entry.insert(Vec::new());
+                self.again.order.push_back(stripe);
+                self.encoders.encode_again(stripe);
+            }
+            self.again.waiting.push((host, id));
+        }
+    }
+}
