@@ -108,7 +108,7 @@ struct Search {
 
 #[derive(Clone, Copy, Debug)]
 enum State {
-    /// Doubling until losses rise.
+    /// Growing fast until losses rise.
     Startup,
     /// Lowered from `rate`, where `loss` was seen, to see whether losses fall.
     Test { rate: u64, loss: f64, startup: bool },
@@ -125,8 +125,11 @@ const SETTLE: Duration = Duration::from_millis(30);
 const EPOCH_DATAGRAMS_MIN: u64 = 1500;
 /// Losses may rise by so much before the rate is suspected.
 const TOLERANCE: f64 = 0.02;
+/// So much more loss needs no full epoch to be believed.
+const FLOOD: f64 = 0.2;
 const PROBE_EVERY: Duration = Duration::from_millis(250);
 const PROBE_GAIN: f64 = 1.04;
+const STARTUP_GAIN: f64 = 1.5;
 const DRAIN: f64 = 0.98;
 
 impl Search {
@@ -143,10 +146,13 @@ impl Search {
         entry.0 += sent;
         entry.1 += lost;
         let datagrams = self.counts.values().map(|(sent, _)| *sent).max().unwrap_or(0);
-        if now < self.epoch_start + EPOCH || datagrams < EPOCH_DATAGRAMS_MIN {
+        let loss = self.group_loss();
+        let enough = now >= self.epoch_start + EPOCH && datagrams >= EPOCH_DATAGRAMS_MIN;
+        // A flood is told from chance by fewer datagrams.
+        let flood = datagrams >= EPOCH_DATAGRAMS_MIN / 5 && loss > self.floor + FLOOD;
+        if !enough && !flood {
             return rate;
         }
-        let loss = self.group_loss();
         let new = self.step(loss, now, rate).clamp(self.min, self.max);
         self.counts.clear();
         self.epoch_start = if new == rate { now } else { now + SETTLE };
@@ -167,7 +173,7 @@ impl Search {
         let high = loss > self.floor + TOLERANCE + chance(loss);
         let cruise = State::Cruise { probe_at: now + PROBE_EVERY };
         match self.state {
-            State::Startup if !high => scaled(rate, 2.0),
+            State::Startup if !high => scaled(rate, STARTUP_GAIN),
             State::Startup | State::Cruise { .. } if high => {
                 let startup = matches!(self.state, State::Startup);
                 self.state = State::Test { rate, loss, startup };

@@ -14,12 +14,15 @@ impl Session {
     /// Answers the `Through` messages that can be answered: nothing missing, or drained and waited for.
     pub(super) fn answer(&mut self, now: Duration, drained: bool) {
         let mut report = Report::default();
+        self.watch_quiet(now);
         while let Some(asked) = self.asked.front() {
             let arrived_all = asked.through.sent.iter().all(|(channel, sent)| {
                 self.channels.get(channel).is_none_or(|channel| channel.received >= *sent)
             });
+            let over = self.is_passed(asked) || now >= asked.quiet_since + self.config.quiet;
             let waited = drained && now >= asked.arrived + self.config.reorder_grace;
-            if !arrived_all && !waited {
+            let answerable = arrived_all || (over && waited);
+            if !answerable {
                 break;
             }
             let Some(Asked { through, .. }) = self.asked.pop_front() else { break };
@@ -36,6 +39,25 @@ impl Session {
         if report.seq != 0 {
             report.deficits.truncate(wire::limits::DEFICITS_MAX);
             self.send_report(report);
+        }
+    }
+
+    /// Whether later datagrams than those asked about have come on every channel: what is missing then is lost.
+    pub(super) fn is_passed(&self, asked: &Asked) -> bool {
+        let channels = asked.through.sent.iter();
+        channels
+            .into_iter()
+            .all(|(id, sent)| self.channels.get(id).is_none_or(|channel| channel.reached >= *sent))
+    }
+
+    /// Notes since when nothing has come for the first question.
+    fn watch_quiet(&mut self, now: Duration) {
+        let Some(asked) = self.asked.front_mut() else { return };
+        let channels = asked.through.sent.iter().filter_map(|(id, _)| self.channels.get(id));
+        let received = channels.map(|channel| channel.received).sum();
+        if received != asked.received {
+            asked.received = received;
+            asked.quiet_since = now;
         }
     }
 

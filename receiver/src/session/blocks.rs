@@ -90,7 +90,7 @@ impl Session {
         };
         if !wanted {
             // Authentic or not, nobody needs it: spare the decryption.
-            channel.received += 1;
+            channel.count(&view);
             self.stats.datagrams += 1;
             self.stats.redundant += 1;
             return Some(());
@@ -110,7 +110,7 @@ impl Session {
             return None;
         }
         if self.unannounced >= self.config.unannounced_blocks_max {
-            channel.received += 1;
+            channel.count(&view);
             self.over_budget += 1;
             return Some(());
         }
@@ -126,7 +126,7 @@ impl Session {
         if matches!(entry.stage, Stage::Expected) {
             let bytes = u64::from(entry.shape.len);
             if self.in_flight_bytes + bytes > self.config.in_flight_bytes_max {
-                channel.received += 1;
+                channel.count(&view);
                 self.over_budget += 1;
                 return Some(());
             }
@@ -157,7 +157,7 @@ impl Session {
             channel.opener.open(&view, out).ok()?;
             collector.add_repair(scheme, esi, out).ok()?
         };
-        channel.received += 1;
+        channel.count(&view);
         self.stats.datagrams += 1;
         self.stats.redundant += u64::from(!new);
         self.check_if_ready(id);

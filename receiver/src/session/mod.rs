@@ -8,7 +8,7 @@
 //! A block goes `announced → collecting → checking → done`. Collecting takes authenticated symbols; checking
 //! (decode, digest, place) happens elsewhere, on what [`Action::Check`] hands out, and comes back as
 //! [`Checked`]. The sender asks what is missing with `Through`; the answer waits until the socket was drained
-//! and, if datagrams seem missing, for a short grace, because TCP may overtake UDP on the way.
+//! and, if datagrams seem missing, until later ones have come or none come any more, because TCP may overtake UDP.
 
 mod answers;
 mod blocks;
@@ -20,6 +20,7 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::net::IpAddr;
 use std::time::Duration;
 use wire::control::{self, HostStats, Join, Through, ToHost, ToSender};
+use wire::datagram::View;
 use wire::seal::Opener;
 use wire::{BlockId, BlockSet, ChannelId, Digest};
 
@@ -34,14 +35,17 @@ pub struct SessionConfig {
     pub in_flight_bytes_max: u64,
     /// Blocks collected before their announcement came; further ones are dropped and asked for again.
     pub unannounced_blocks_max: usize,
-    /// How long an answer to `Through` waits for datagrams that TCP overtook.
+    /// How long an answer to `Through` waits for datagrams that overtook each other.
     pub reorder_grace: Duration,
+    /// An answer waits for datagrams still on their way (TCP may have overtaken them) until none came for so long.
+    pub quiet: Duration,
     /// How long news of finished blocks may wait for company.
     pub report_delay: Duration,
 }
 
 impl SessionConfig {
-    /// The usual bounds: 256 MiB in flight, 64 unannounced blocks, 2 ms of grace, 2 ms of delay.
+    /// The usual bounds: 256 MiB in flight, 64 unannounced blocks, 2 ms of grace, 10 ms of quiet,
+    /// 2 ms of delay.
     #[must_use]
     pub fn new(symbol_size_max: u16, vms: usize) -> Self {
         Self {
@@ -50,6 +54,7 @@ impl SessionConfig {
             in_flight_bytes_max: 256 << 20,
             unannounced_blocks_max: 64,
             reorder_grace: Duration::from_millis(2),
+            quiet: Duration::from_millis(10),
             report_delay: Duration::from_millis(2),
         }
     }
@@ -103,6 +108,15 @@ struct Channel {
     opener: Opener,
     group: Option<IpAddr>,
     received: u64,
+    /// One more than the highest counter seen: how far the sender had got.
+    reached: u64,
+}
+
+impl Channel {
+    fn count(&mut self, view: &View<'_>) {
+        self.received += 1;
+        self.reached = self.reached.max(view.header.counter.saturating_add(1));
+    }
 }
 
 struct Entry {
@@ -122,6 +136,10 @@ enum Stage {
 struct Asked {
     through: Through,
     arrived: Duration,
+    /// Nothing came on the channels asked about since then …
+    quiet_since: Duration,
+    /// … when they had received so many datagrams.
+    received: u64,
 }
 
 /// See the module's text.
@@ -202,7 +220,7 @@ impl Session {
             ToHost::Leave { channel } => self.leave(channel),
             ToHost::Announce(announce) => self.announce(now, announce, held)?,
             ToHost::Through(through) => {
-                self.asked.push_back(Asked { through, arrived: now });
+                self.asked.push_back(Asked { through, arrived: now, quiet_since: now, received: 0 });
                 self.answer(now, false);
             }
             ToHost::BlockData { block, bytes } => self.block_data(block, bytes),
@@ -217,7 +235,7 @@ impl Session {
 
     fn join(&mut self, join: &Join) {
         let (channel, secret) = join.secret();
-        let entry = Channel { opener: Opener::new(&secret), group: join.group, received: 0 };
+        let entry = Channel { opener: Opener::new(&secret), group: join.group, received: 0, reached: 0 };
         self.channels.insert(channel.0, entry);
         match join.group {
             Some(group) => self.actions.push_back(Action::Join { channel, group }),
@@ -278,7 +296,10 @@ impl Session {
     /// When to call [`Session::handle_timeout`] (and [`Session::handle_drained`], if the sockets are empty).
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Duration> {
-        let answer = self.asked.front().map(|asked| asked.arrived + self.config.reorder_grace);
+        let answer = self.asked.front().map(|asked| {
+            let grace = asked.arrived + self.config.reorder_grace;
+            if self.is_passed(asked) { grace } else { grace.max(asked.quiet_since + self.config.quiet) }
+        });
         let news = self.news_since.map(|since| since + self.config.report_delay);
         answer.into_iter().chain(news).min()
     }

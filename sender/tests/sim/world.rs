@@ -12,7 +12,6 @@ use sender::prepare::{Prepared, Stripe, VmInput};
 use sender::rate::RateConfig;
 use sender::session::{ChannelSpec, Phase, SegmentSpec, Session, SessionConfig};
 use sender::window::Window;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use wire::control::{Accept, Message, Offer, ToHost, ToSender, VmOffer};
@@ -20,11 +19,11 @@ use wire::datagram::OVERHEAD_BYTES;
 use wire::seal::ChannelSecret;
 use wire::{BlockId, ChannelId};
 
-pub const SYMBOL_SIZE: u16 = 1424;
+pub(crate) const SYMBOL_SIZE: u16 = 1424;
 const STEP_MAX: Duration = Duration::from_millis(5);
 
 /// An image in memory.
-pub struct MemoryImage(pub Vec<[u8; PAGE_SIZE]>);
+pub(crate) struct MemoryImage(pub(crate) Vec<[u8; PAGE_SIZE]>);
 
 impl PageSource for MemoryImage {
     fn page_count(&self) -> u32 {
@@ -48,12 +47,12 @@ struct Host {
 }
 
 /// What a test does to the world at a time.
-pub type Fault = Box<dyn FnMut(&mut World)>;
+pub(crate) type Fault = Box<dyn FnMut(&mut World)>;
 
-pub struct World {
-    pub net: SimNet,
-    pub now: Duration,
-    pub sender: Session,
+pub(crate) struct World {
+    pub(crate) net: SimNet,
+    pub(crate) now: Duration,
+    pub(crate) sender: Session,
     prepared: Arc<Prepared>,
     plan: EncodePlan,
     window: Window,
@@ -64,23 +63,22 @@ pub struct World {
     hosts: Vec<Host>,
     scratch: Scratch,
     /// Datagrams of host 0 by kind of channel.
-    pub sent_datagrams: u64,
-    pub encoded: BTreeMap<u64, EncodedBlock>,
+    pub(crate) sent_datagrams: u64,
     /// Hosts whose connection comes up at this time.
     connects: Vec<(Duration, usize)>,
 }
 
 /// VMs and where they go, by index of receiver from 0.
-pub struct Plan {
-    pub vms: Vec<(MemoryImage, Vec<u16>)>,
-    pub hosts: usize,
-    pub encoding: Encoding,
-    pub rate: RateConfig,
-    pub tweak: fn(&mut SessionConfig),
+pub(crate) struct Plan {
+    pub(crate) vms: Vec<(MemoryImage, Vec<u16>)>,
+    pub(crate) hosts: usize,
+    pub(crate) encoding: Encoding,
+    pub(crate) rate: RateConfig,
+    pub(crate) tweak: fn(&mut SessionConfig),
 }
 
 impl World {
-    pub fn new(seed: u64, plan: Plan) -> Self {
+    pub(crate) fn new(seed: u64, plan: Plan) -> Self {
         let inputs = plan.vms.into_iter().enumerate().map(|(index, (image, hosts))| VmInput {
             name: format!("vm{index}"),
             file_len: (image.0.len() * PAGE_SIZE) as u64,
@@ -133,7 +131,6 @@ impl World {
             hosts,
             scratch: Scratch::new(),
             sent_datagrams: 0,
-            encoded: BTreeMap::new(),
             connects: Vec::new(),
         };
         for host in 0..world.hosts.len() {
@@ -143,7 +140,7 @@ impl World {
     }
 
     /// The same hosts with what they hold, and a new sender with other images.
-    pub fn next_session(mut self, seed: u64, plan: Plan) -> Self {
+    pub(crate) fn next_session(mut self, seed: u64, plan: Plan) -> Self {
         for host in &mut self.hosts {
             host.session = None;
             host.finished = false;
@@ -154,43 +151,43 @@ impl World {
         next
     }
 
-    pub fn connect_later(&mut self, host: usize, at: Duration) {
+    pub(crate) fn connect_later(&mut self, host: usize, at: Duration) {
         self.connects.retain(|(_, other)| *other != host);
         self.connects.push((at, host));
     }
 
-    pub fn crash(&mut self, host: usize) {
+    pub(crate) fn crash(&mut self, host: usize) {
         self.hosts[host].session = None;
         self.hosts[host].store = None;
         self.net.crash(self.now, sim(host));
         self.sender.handle_disconnected(host, self.now);
     }
 
-    pub fn restart(&mut self, host: usize) {
+    pub(crate) fn restart(&mut self, host: usize) {
         self.net.restart(self.now, sim(host));
         self.hosts[host].store = Some(Store::open(self.hosts[host].root.path()).expect("store"));
         self.connect_later(host, self.now + Duration::from_millis(5));
     }
 
     /// The store of this host refuses the offer with these words.
-    pub fn refuse(&mut self, host: usize, reason: &str) {
+    pub(crate) fn refuse(&mut self, host: usize, reason: &str) {
         self.hosts[host].refuses = Some(reason.into());
     }
 
-    pub fn freeze(&mut self, host: usize, until: Duration) {
+    pub(crate) fn freeze(&mut self, host: usize, until: Duration) {
         self.net.freeze(self.now, sim(host), until);
     }
 
-    pub fn done_at(&self, host: usize) -> Option<Duration> {
+    pub(crate) fn done_at(&self, host: usize) -> Option<Duration> {
         self.hosts[host].done_at
     }
 
-    pub fn in_flight_peak(&self, host: usize) -> u64 {
+    pub(crate) fn in_flight_peak(&self, host: usize) -> u64 {
         self.hosts[host].in_flight_peak
     }
 
     /// Runs until the session is over, with `fault` called once at `fault_at`.
-    pub fn run(&mut self, limit: Duration, mut faults: Vec<(Duration, Fault)>) {
+    pub(crate) fn run(&mut self, limit: Duration, mut faults: Vec<(Duration, Fault)>) {
         while !self.sender.is_over() {
             assert!(self.now < limit, "not over after {limit:?}: {}", self.describe());
             let mut due = Vec::new();
@@ -439,7 +436,7 @@ impl World {
     }
 
     /// Compares the images at each host with their sources; `failed` hosts must not show a finished image.
-    pub fn verify(&self, failed: &[usize]) {
+    pub(crate) fn verify(&self, failed: &[usize]) {
         for (host, entry) in self.hosts.iter().enumerate() {
             for vm in
                 self.prepared.vms.iter().filter(|vm| vm.hosts.contains(u16::try_from(host).expect("few")))
