@@ -1,0 +1,69 @@
+//! How much of a link a transfer uses.
+
+use crate::fleet::{Fleet, Sent};
+use crate::images::{Image, float, incompressible};
+use std::fs;
+use std::path::Path;
+
+/// Less of the CPUs than this idle means that they, not the link, set the pace.
+const IDLE_MIN: f64 = 0.05;
+
+/// Share of the link used between the first and the last thousandth of the bytes, which leaves out the connecting before
+/// and the farewells after.
+fn share(sent: &Sent, link_bps: f64) -> f64 {
+    let all = sent.samples.last().expect("samples").1;
+    let first = sent.samples.iter().find(|(_, bytes)| *bytes > all / 1_000).expect("data");
+    let last = sent.samples.iter().find(|(_, bytes)| *bytes >= all - all / 1_000).expect("data");
+    float(last.1 - first.1) * 8.0 / (last.0 - first.0).as_secs_f64() / link_bps
+}
+
+/// Idle and all time of the CPUs so far, in ticks (proc(5), `/proc/stat`).
+fn cpu_ticks() -> (u64, u64) {
+    let stat = fs::read_to_string("/proc/stat").expect("/proc/stat");
+    let line = stat.lines().next().expect("the sum of all CPUs");
+    let ticks: Vec<u64> =
+        line.split_whitespace().skip(1).take(8).map(|tick| tick.parse().expect("ticks")).collect();
+    (ticks[3] + ticks[4], ticks.iter().sum())
+}
+
+/// Sends at an automatic rate over links of so many bit/s; the share used, and of the CPUs the share that was idle.
+fn measure(fleet: &mut Fleet, plan: &Path, image: &Image, link_bps: u64, shape_hosts: bool) -> (f64, f64) {
+    fleet.lab.shape_egress(0, link_bps).expect("a rate");
+    if shape_hosts {
+        fleet.numbers().for_each(|host| fleet.lab.shape(host, link_bps).expect("a rate"));
+    }
+    fleet.start_receivers();
+    let before = cpu_ticks();
+    let sent = fleet.send(plan, &["--rate", "auto", "--encoding", "raw"]).finish().ok();
+    let after = cpu_ticks();
+    fleet.check_images(std::slice::from_ref(image), fleet.numbers());
+    let share = share(&sent, float(link_bps));
+    let idle = float(after.0 - before.0) / float((after.1 - before.1).max(1));
+    println!(
+        "links of {} Mb/s{}: {:.1} % used at an automatic rate; CPUs {:.0} % idle; {} datagrams, {} of them repair, {} \
+         blocks by unicast",
+        link_bps / 1_000_000,
+        if shape_hosts { " (the receivers' too)" } else { " (the sender's)" },
+        share * 100.0,
+        idle * 100.0,
+        sent.network("datagrams"),
+        sent.network("datagrams") - sent.network("source_datagrams"),
+        sent.network("catch_up_blocks"),
+    );
+    (share, idle)
+}
+
+#[test]
+fn an_automatic_rate_fills_the_links_of_8_hosts() {
+    let Some(mut fleet) = Fleet::of("an_automatic_rate_fills_the_links_of_8_hosts", 8) else { return };
+    let image = incompressible(400, fleet.dir());
+    let plan = fleet.clone_plan(std::slice::from_ref(&image), fleet.numbers());
+    for shape_hosts in [false, true] {
+        let (mut share, idle) = measure(&mut fleet, &plan, &image, 1_000_000_000, shape_hosts);
+        if share < 0.95 && idle < IDLE_MIN {
+            println!("the CPUs were the limit, not the links: once more with slower links");
+            share = measure(&mut fleet, &plan, &image, 300_000_000, shape_hosts).0;
+        }
+        assert!(share >= 0.95, "only {:.1} % of the link was used", share * 100.0);
+    }
+}
