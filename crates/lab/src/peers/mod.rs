@@ -10,6 +10,7 @@
 mod tcp;
 mod udpcast;
 mod uftp;
+mod watch;
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -18,6 +19,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::hosts::{Lab, LabError};
+use watch::Watch;
 
 /// What is compared with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -83,15 +85,19 @@ impl Peer {
         std::fs::create_dir_all(&directory).map_err(|source| PeerError::io("make", &directory, source))?;
         let run = Run { lab, file, hosts, bytes, directory: &directory, options };
         let before = lab.counters(0)?.host;
+        let watch = Watch::start(lab);
         let result = match self {
             Self::Uftp => uftp::run(&run),
             Self::Udpcast => udpcast::run(&run),
             Self::Tcp(stream) => tcp::run(&run, stream),
         };
+        let began = watch.began();
         let sent = lab.counters(0)?.host - before;
         let _ = std::fs::remove_dir_all(&directory);
-        let Outcome { wall, per_host_ok, completed } = result?;
-        Ok(PeerResult { wall, per_host_ok, completed, bytes, link_bytes: sent.tx_bytes })
+        let Outcome { start, wall, per_host_ok, completed } = result?;
+        let data =
+            wall.saturating_sub(began.map_or(Duration::ZERO, |began| began.saturating_duration_since(start)));
+        Ok(PeerResult { wall, data, per_host_ok, completed, bytes, link_bytes: sent.tx_bytes })
     }
 }
 
@@ -120,6 +126,9 @@ impl Default for PeerOptions {
 pub struct PeerResult {
     /// From the sender's start, receivers waiting, until it and they said that all is there (or the time was out).
     pub wall: Duration,
+    /// The same from the moment on when the sender's link had carried 128 KiB: without the handshake, some of which take
+    /// longer than the data.
+    pub data: Duration,
     /// Of hosts 1, 2, …: whether it has the whole file, compared byte for byte where it kept one.
     pub per_host_ok: Vec<bool>,
     /// Whether the program itself reported success.
@@ -202,6 +211,7 @@ struct Run<'a> {
 
 /// A run's end.
 struct Outcome {
+    start: Instant,
     wall: Duration,
     per_host_ok: Vec<bool>,
     completed: bool,

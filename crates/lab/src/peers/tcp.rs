@@ -23,7 +23,7 @@ pub(super) fn run(run: &Run<'_>, stream: Stream) -> Result<Outcome, PeerError> {
     let listeners = run.receivers().map(listen).collect::<Result<Vec<_>, _>>()?;
     let output = |host: u16| stream.keep.then(|| run.directory.join(host.to_string()));
     let begin = Barrier::new(usize::from(run.hosts) + 1);
-    let mut wall = Duration::ZERO;
+    let (mut start, mut wall) = (Instant::now(), Duration::ZERO);
     let mut received = Vec::new();
     std::thread::scope(|scope| {
         let receivers: Vec<_> = run
@@ -48,7 +48,7 @@ pub(super) fn run(run: &Run<'_>, stream: Stream) -> Result<Outcome, PeerError> {
             })
             .collect();
         begin.wait();
-        let start = Instant::now();
+        start = Instant::now();
         let sent: Vec<bool> = senders.into_iter().map(|sender| matches!(sender.join(), Ok(Ok(())))).collect();
         if !sent.iter().all(|sent| *sent) {
             // Those that nobody connected to would wait for ever.
@@ -63,7 +63,7 @@ pub(super) fn run(run: &Run<'_>, stream: Stream) -> Result<Outcome, PeerError> {
     let is_same = |host: u16| output(host).is_none_or(|path| same_bytes(run.file, &path));
     let per_host_ok =
         run.receivers().zip(received).map(|(host, received)| received && is_same(host)).collect();
-    Ok(Outcome { wall, per_host_ok, completed })
+    Ok(Outcome { start, wall, per_host_ok, completed })
 }
 
 /// Connects to each listener from its own host and sends nothing.

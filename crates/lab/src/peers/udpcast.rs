@@ -45,5 +45,5 @@ pub(super) fn run(run: &Run<'_>) -> Result<Outcome, PeerError> {
     }
     drop(receivers);
     let per_host_ok = run.receivers().map(|host| same_bytes(run.file, &output(host))).collect();
-    Ok(Outcome { wall, per_host_ok, completed })
+    Ok(Outcome { start, wall, per_host_ok, completed })
 }

@@ -58,5 +58,5 @@ pub(super) fn run(run: &Run<'_>) -> Result<Outcome, PeerError> {
     drop(receivers);
     let name = run.file.file_name().unwrap_or_default();
     let per_host_ok = run.receivers().map(|host| same_bytes(run.file, &directory(host).join(name))).collect();
-    Ok(Outcome { wall, per_host_ok, completed: status.is_some_and(|status| status.success()) })
+    Ok(Outcome { start, wall, per_host_ok, completed: status.is_some_and(|status| status.success()) })
 }

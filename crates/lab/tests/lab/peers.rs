@@ -34,6 +34,7 @@ fn every_peer_carries_a_file_to_every_host() {
         assert!(result.completed && result.all_ok(), "{}: {result:?}", peer.name());
         assert_eq!((result.bytes, result.per_host_ok.len()), (4 << 20, 2));
         let copies = if matches!(peer, Peer::Tcp(_)) { 2 } else { 1 };
+        assert!(result.data <= result.wall && result.data > Duration::ZERO, "{}: {result:?}", peer.name());
         // Twice at most: udpcast and UFTP send again what their receivers' buffers did not hold.
         let (link, least) = (result.link_bytes, copies * result.bytes);
         assert!((least..2 * least).contains(&link), "{}: {link} bytes on the link", peer.name());
