@@ -29,6 +29,16 @@ pub enum Phase {
     },
 }
 
+/// While nothing can be sent, hosts are asked no more often.
+const FLUSH_INTERVAL: Duration = Duration::from_millis(1);
+/// Questions under way to one host.
+const ASKS_MAX: usize = 2;
+/// See `Session::patience`.
+const NUDGE: Duration = Duration::from_millis(15);
+const NUDGES_MAX: usize = 16;
+const NUDGE_FINISHING: Duration = Duration::from_millis(50);
+const KEEP_ALIVE: Duration = Duration::from_secs(1);
+
 /// Slowness is judged over so long …
 const SLOW_WINDOW: Duration = Duration::from_millis(400);
 /// … and is holding the others up for this share of it. Equal hosts that take turns do not come near.
@@ -270,7 +280,26 @@ impl Session {
         }
         let entry = &mut self.hosts[host];
         entry.acked_bytes = entry.sent_bytes;
-        entry.to_ask.clear();
+        // Of the others, which it seemed to hold, nobody will ask any more.
+        entry.owed.extend(entry.to_ask.drain(..));
+    }
+
+    /// A silent host speaks again. It was on its groups all the while, so it may well have what it owes: it is asked
+    /// first, and only what it lacks is sent whole.
+    pub(super) fn resume(&mut self, host: usize, now: Duration) {
+        self.set_phase(host, Phase::Active, now);
+        let entry = &mut self.hosts[host];
+        if entry.owed.len() <= limits::DEFICITS_MAX {
+            entry.to_ask.extend(std::mem::take(&mut entry.owed));
+        }
+    }
+
+    /// How long a host may be silent. If half of them are at once, it is the network or this host that does not hear.
+    fn silence_max(&self, now: Duration) -> Duration {
+        let lag = self.config.lag_limit;
+        let here = || self.hosts.iter().filter(|host| host.connected && !host.is_over());
+        let silent = here().filter(|host| host.asks.front().is_some_and(|ask| now > ask.at + lag)).count();
+        if silent > 1 && silent * 2 >= here().count() { lag * 8 } else { lag }
     }
 
     /// Sending starts when every host has accepted or failed, or those that have not had their time.
@@ -291,7 +320,7 @@ impl Session {
     pub(super) fn judge_hosts(&mut self, now: Duration) {
         self.charge_full_window(now);
         self.ask_again(now);
-        let (lag, timeout) = (self.config.lag_limit, self.config.host_timeout);
+        let (lag, timeout) = (self.silence_max(now), self.config.host_timeout);
         for host in 0..self.hosts.len() {
             let entry = &mut self.hosts[host];
             let silent = entry.asks.front().is_some_and(|ask| now > ask.at + lag);
@@ -368,26 +397,35 @@ impl Session {
     /// Asks each host what it lacks of the blocks transmitted since the last question. `flush`: nothing else can be
     /// sent now, so do not wait for the interval.
     pub(super) fn ask_hosts(&mut self, now: Duration, flush: bool) {
-        const FLUSH_INTERVAL: Duration = Duration::from_millis(1);
-        const KEEP_ALIVE: Duration = Duration::from_secs(1);
-        const ASKS_MAX: usize = 2;
-        let interval = if flush { FLUSH_INTERVAL } else { self.config.through_interval };
         for host in 0..self.hosts.len() {
             let entry = &self.hosts[host];
             if !entry.connected || entry.is_over() {
                 continue;
             }
             // One answer tells as much as several that come at once.
-            let due = now >= entry.last_ask + interval && entry.asks.len() < ASKS_MAX;
-            let idle = now >= entry.last_ask + KEEP_ALIVE;
+            let interval = if flush { FLUSH_INTERVAL } else { self.config.through_interval };
+            let may = now >= entry.last_ask + interval && entry.asks.len() < ASKS_MAX;
             let unasked = entry.asks.back().map_or(entry.acked_bytes, |ask| ask.sent_bytes);
             let unasked = entry.is_active() && entry.sent_bytes - unasked > entry.credit / 4;
-            let wanted = !entry.to_ask.is_empty()
-                || unasked
-                || (flush && entry.under_way() > 0 && entry.asks.is_empty());
-            if (due && wanted) || idle {
+            let unanswered = flush && entry.under_way() > 0 && entry.asks.is_empty();
+            let wanted = !entry.to_ask.is_empty() || unasked || unanswered;
+            if (may && wanted) || now >= entry.last_ask + self.patience(host) {
                 self.ask(host, now);
             }
+        }
+    }
+
+    /// After how long a host is asked anew although there is nothing new to ask: TCP finds out quickly that a segment was
+    /// lost if others follow it, and after 200 ms if none do.
+    fn patience(&self, host: usize) -> Duration {
+        let entry = &self.hosts[host];
+        let finishing = self.encoding_done && entry.done_bytes == entry.announced_bytes;
+        if !entry.asks.is_empty() && entry.asks.len() < NUDGES_MAX {
+            NUDGE
+        } else if finishing {
+            NUDGE_FINISHING
+        } else {
+            KEEP_ALIVE
         }
     }
 
@@ -415,7 +453,14 @@ impl Session {
 
     /// When the next question is due.
     pub(super) fn ask_due(&self) -> Option<Duration> {
-        let asking = self.hosts.iter().filter(|host| host.connected && !host.to_ask.is_empty());
-        asking.map(|host| host.last_ask + self.config.through_interval).min()
+        let asking =
+            (0..self.hosts.len()).filter(|host| self.hosts[*host].connected && !self.hosts[*host].is_over());
+        let due = asking.map(|host| {
+            let entry = &self.hosts[host];
+            let may = !entry.to_ask.is_empty() && entry.asks.len() < ASKS_MAX;
+            let wait = if may { self.config.through_interval } else { self.patience(host) };
+            entry.last_ask + wait
+        });
+        due.min()
     }
 }

@@ -95,7 +95,7 @@ impl Session {
 
     fn report(&mut self, host: usize, report: Report, now: Duration) {
         if self.hosts[host].phase == Phase::Suspended {
-            self.set_phase(host, Phase::Active, now);
+            self.resume(host, now);
         }
         for id in report.done.iter().flat_map(|range| range.ids()) {
             self.mark_done(host, id.0, now);
@@ -160,8 +160,13 @@ impl Session {
             self.hosts[host].owed.insert(id);
             return;
         }
-        let Some(flight) = self.in_flight.get_mut(&id) else { return };
-        let Some(at) = flight.hosts.get_mut(&host) else { return };
+        let flight = self.in_flight.get_mut(&id);
+        let Some(flight) = flight.filter(|flight| flight.hosts.contains_key(&host)) else {
+            // Asked about after its time on the group, or damaged: nobody else will send it.
+            self.hosts[host].owed.insert(id);
+            return;
+        };
+        let at = flight.hosts.get_mut(&host).expect("looked up just before");
         if *at == At::Sending {
             // An answer to an older question: symbols are on their way.
             return;
