@@ -72,8 +72,9 @@ pub(super) fn timeline(report: &TransferReport) -> Option<String> {
         report.segments.iter().filter_map(|segment| Some((segment, segment.start_s?))).collect();
     sent.sort_by(|a, b| a.1.total_cmp(&b.1));
     let begin = sent.first()?.1;
-    let finish =
-        report.hosts.iter().filter_map(|host| host.complete_s).fold(report.times.transfer_s, f64::max);
+    let complete = report.hosts.iter().filter_map(|host| host.complete_s).reduce(f64::max);
+    // A segment may start after the last host that did not fail was complete.
+    let finish = complete.unwrap_or(report.times.transfer_s).max(sent.last()?.1);
     let scale = PLOT / (finish - begin).max(1e-6);
     let x = |at: f64| LEFT + (at - begin) * scale;
     let lanes = float(report.hosts.len() as u64) * LANE;

@@ -1,8 +1,10 @@
 //! Whole transfers over multicast on the loopback interface.
 
-use crate::support::{Bench, Host, inventory, same_file};
+use crate::support::{Bench, Host, Running, inventory, same_file};
 use serde_json::{Value, json};
 use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
 use std::time::Duration;
 
 /// More than any of these transfers takes, on a busy machine too.
@@ -127,6 +129,32 @@ fn a_receiver_of_another_fleet_is_refused() {
     let failed = ran.out.lines().find(|line| line.starts_with("h2 ")).expect("in the table");
     assert!(failed.contains("CA"), "{failed}");
     assert!(!h2.store.join("both.ram").exists());
+}
+
+#[test]
+fn an_interrupted_transfer_is_finished_by_the_same_command() {
+    let bench = Bench::new();
+    bench.keys(&["h1", "h2"]);
+    let (h1, h2) = (Host::start(&bench, "h1", &[]), Host::start(&bench, "h2", &[]));
+    plan(&bench, &[&h1, &h2]);
+    let mut slow = bench.scatter();
+    // Some 3 MB at 2 Mbit/s: more than ten seconds.
+    slow.args(SEND).args(["--rate", "2M", "--encoding", "raw", "--json"]).stdout(Stdio::piped());
+    let mut slow = Running(slow.spawn().expect("scatter runs"));
+    let out = BufReader::new(slow.0.stdout.take().expect("piped"));
+    let mut lines = out.lines().map_while(Result::ok);
+    assert!(lines.any(|line| line.contains("\"progress\"")), "it is under way");
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(slow.0.id()).expect("a pid"));
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).expect("it runs");
+    let last = lines.last().expect("the report");
+    assert_eq!(slow.wait(PATIENCE), Some(7));
+    let report: Value = serde_json::from_str(&last).expect("a JSON line");
+    assert_eq!(report["report"]["state"], "interrupted", "{last}");
+    assert!(!h1.store.join("both.ram").exists(), "nothing is there half-done");
+    h1.await_line("interrupted");
+    bench.run(&SEND).ok();
+    same_file(&bench.path("vm0.ram"), &h1.store.join("both.ram"));
+    same_file(&bench.path("vm2.ram"), &h2.store.join("two.ram"));
 }
 
 #[test]

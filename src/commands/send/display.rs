@@ -177,7 +177,8 @@ impl Display {
         match &self.style {
             Style::Json => say(&json!({"event": "report", "report": report}).to_string()),
             Style::Bars(bars) => {
-                // What stays on the screen is the table.
+                // What stays on the screen is the table. A bar that is not finished would draw itself once more.
+                bars.hosts.iter().for_each(ProgressBar::finish_and_clear);
                 let _ = bars.all.clear();
                 say(text(report).trim_start());
             }
@@ -214,7 +215,7 @@ impl Bars {
             let expected = progress.expected_bytes[host].max(*done).max(1);
             bar.set_length(expected);
             bar.set_position(if *phase == Phase::Complete { expected } else { *done });
-            if !is_going(phase) {
+            if !is_going(phase) || *phase == Phase::Absent {
                 bar.set_message(format!("{:>10}  {}", bytes(*done), phase_name(phase)));
                 continue;
             }
