@@ -436,6 +436,8 @@ impl Session {
             .collect();
         let entry = &mut self.hosts[host];
         let mut blocks = std::mem::take(&mut entry.to_ask);
+        // What is on its way whole needs no question.
+        blocks.retain(|id| !entry.owed.contains(id) && !entry.catching_up.contains_key(id));
         blocks.sort_unstable();
         blocks.dedup();
         entry.seq += 1;
