@@ -284,13 +284,16 @@ impl Sending {
     }
 }
 
+/// Times, and bytes sent until then.
+type Samples = Vec<(Instant, u64)>;
+
 /// A transfer that is over.
 pub(crate) struct Sent {
     pub(crate) code: Option<i32>,
     pub(crate) said: String,
     pub(crate) report: Value,
     /// Bytes on the sender's link since the start, every few milliseconds.
-    pub(crate) samples: Vec<(Instant, u64)>,
+    pub(crate) samples: Samples,
 }
 
 impl Sent {
@@ -344,7 +347,7 @@ impl Sent {
 pub(crate) struct Meter {
     sent: Arc<AtomicU64>,
     stopped: Arc<AtomicBool>,
-    thread: Option<JoinHandle<io::Result<Vec<(Instant, u64)>>>>,
+    thread: Option<JoinHandle<io::Result<Samples>>>,
 }
 
 impl Meter {
@@ -370,7 +373,7 @@ impl Meter {
         self.sent.load(Ordering::Relaxed)
     }
 
-    fn stop(mut self) -> Vec<(Instant, u64)> {
+    fn stop(mut self) -> Samples {
         self.stopped.store(true, Ordering::Relaxed);
         let thread = self.thread.take().expect("stopped once");
         thread.join().expect("it does not panic").expect("entered")
