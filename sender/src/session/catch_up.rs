@@ -1,6 +1,6 @@
 //! Catch-up: blocks sent whole over the control channel to hosts that are off the group, or were not on it in time.
 
-use super::hosts::Phase;
+use super::hosts::{Host, Phase};
 use super::{Session, index};
 use wire::BlockId;
 
@@ -11,11 +11,17 @@ impl Session {
         if self.cancelled {
             return None;
         }
+        let all_under_way: u64 = self.hosts.iter().map(Host::catching_up_bytes).sum();
+        if all_under_way >= self.config.catch_up_bytes {
+            return None;
+        }
         for host in 0..self.hosts.len() {
             let entry = &self.hosts[host];
             let reachable = entry.connected && matches!(entry.phase, Phase::Active | Phase::Unicast);
-            let under_way: u64 = entry.catching_up.values().map(|len| u64::from(*len)).sum();
-            if !reachable || under_way >= self.config.catch_up_bytes {
+            // Busy hosts that are on their groups are not given more to do than that.
+            let most =
+                if entry.is_active() { self.config.catch_up_bytes / 8 } else { self.config.catch_up_bytes };
+            if !reachable || entry.catching_up_bytes() >= most {
                 continue;
             }
             let Some(id) = self.hosts[host].owed.pop_first() else { continue };

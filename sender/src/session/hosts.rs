@@ -84,6 +84,8 @@ pub(super) struct Host {
     pub(super) blocking: Duration,
     pub(super) blocking_since: Duration,
     charged_at: Duration,
+    /// Smoothed time from question to answer.
+    pub(super) latency: Duration,
     /// How often it was too slow for its groups, or could not join.
     pub(super) times_apart: u32,
     /// Smoothed share of datagrams lost on the way to it.
@@ -134,6 +136,7 @@ impl Host {
             blocking: Duration::ZERO,
             blocking_since: Duration::ZERO,
             charged_at: Duration::ZERO,
+            latency: Duration::ZERO,
             times_apart: 0,
             loss: 0.0,
             counted: BTreeMap::new(),
@@ -157,6 +160,11 @@ impl Host {
 
     pub(super) fn is_member(&self, channel: usize, now: Duration) -> bool {
         self.is_active() && matches!(self.membership[channel], Membership::From(at) if at <= now)
+    }
+
+    /// Bytes of blocks under way on its control channel.
+    pub(super) fn catching_up_bytes(&self) -> u64 {
+        self.catching_up.values().map(|len| u64::from(*len)).sum()
     }
 
     /// Has nearly everything that was sent meanwhile, and may be tried on the groups again.
@@ -314,6 +322,16 @@ impl Session {
             self.started_at = Some(now);
         }
         self.started_at.is_some()
+    }
+
+    /// How long an answer may take: the configured time, or much longer than half of the hosts take. If all answer late,
+    /// the machines are busy, and nobody is silent.
+    fn lag_limit(&self) -> Duration {
+        let mut latencies: Vec<Duration> =
+            self.hosts.iter().filter(|host| host.is_active()).map(|host| host.latency).collect();
+        latencies.sort_unstable();
+        let median = latencies.get(latencies.len() / 2).copied().unwrap_or_default();
+        self.config.lag_limit.max(median * 4)
     }
 
     /// Judges silence and slowness.

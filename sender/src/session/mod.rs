@@ -65,7 +65,7 @@ pub struct SessionConfig {
     pub start_wait_max: Duration,
     /// Groups that a host may be a member of at once.
     pub memberships_max: usize,
-    /// Bytes per host under way on its control channel as catch-up.
+    /// Bytes under way on control channels as catch-up, over all hosts.
     pub catch_up_bytes: u64,
 }
 

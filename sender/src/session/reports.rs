@@ -121,6 +121,8 @@ impl Session {
         while self.hosts[host].asks.front().is_some_and(|ask| ask.seq <= seq) {
             let Some(ask) = self.hosts[host].asks.pop_front() else { break };
             progress |= ask.sent_bytes > self.hosts[host].acked_bytes;
+            let latency = &mut self.hosts[host].latency;
+            *latency = (*latency * 3 + now.saturating_sub(ask.at)) / 4;
             self.hosts[host].acked_bytes = self.hosts[host].acked_bytes.max(ask.sent_bytes);
             for id in ask.blocks {
                 self.settle(host, id, lacking, now);
