@@ -1,18 +1,16 @@
 //! A set of block ids, such as those that a host has: ids count up from 0, so bits serve best.
 
 use crate::BlockId;
+use crate::limits::BLOCKS_MAX;
 
-/// A growing set of block ids below 2^24; larger ids are never members.
+/// A growing set of block ids below [`BLOCKS_MAX`]; larger ids are never members.
 #[derive(Clone, Debug, Default)]
 pub struct BlockSet {
     words: Vec<u64>,
 }
 
-/// Ids beyond this are never accepted as done: bounds the set to 2 MiB (16 million blocks, terabytes of memory).
-const ID_MAX: u64 = 1 << 24;
-
 impl BlockSet {
-    /// Puts `id` in; tells whether it is new. Ids of 2^24 and more are not taken.
+    /// Puts `id` in; tells whether it is new. Ids of [`BLOCKS_MAX`] and more are not taken.
     pub fn insert(&mut self, BlockId(id): BlockId) -> bool {
         let Some((word, bit)) = place(id) else { return false };
         if word >= self.words.len() {
@@ -31,7 +29,7 @@ impl BlockSet {
 }
 
 fn place(id: u64) -> Option<(usize, u64)> {
-    (id < ID_MAX).then(|| (usize::try_from(id / 64).expect("below 2^24"), 1 << (id % 64)))
+    (id < BLOCKS_MAX).then(|| (usize::try_from(id / 64).expect("below 2^24"), 1 << (id % 64)))
 }
 
 #[cfg(test)]

@@ -392,10 +392,18 @@ fn at_most(field: &'static str, value: usize, limit: usize) -> Result<(), Contro
 
 fn check_ranges(ranges: &[BlockRange]) -> Result<(), ControlError> {
     at_most("block ranges", ranges.len(), limits::RANGES_MAX)?;
-    for range in ranges {
-        at_most("blocks in a range", range.count as usize, limits::RANGES_MAX * limits::ANNOUNCED_MAX)?;
+    // Ranges may overlap, so their sum is bounded too.
+    let blocks: usize = ranges.iter().map(|range| range.count as usize).sum();
+    at_most("blocks in ranges", blocks, limits::RANGED_BLOCKS_MAX)?;
+    ranges.iter().try_for_each(|range| check_ids(range.first, range.count as usize))
+}
+
+fn check_ids(first: u64, count: usize) -> Result<(), ControlError> {
+    let end = first.saturating_add(count as u64);
+    if end <= limits::BLOCKS_MAX {
+        return Ok(());
     }
-    Ok(())
+    Err(ControlError::Limit { field: "block id", value: end, limit: limits::BLOCKS_MAX })
 }
 
 fn check_block_len(len: u32) -> Result<(), ControlError> {
@@ -414,6 +422,7 @@ impl Message for ToHost {
             }
             Self::Announce(announce) => {
                 at_most("announced blocks", announce.blocks.len(), limits::ANNOUNCED_MAX)?;
+                check_ids(announce.first_block, announce.blocks.len())?;
                 announce.blocks.iter().try_for_each(|(len, _)| check_block_len(*len))
             }
             Self::Through(through) => {
@@ -507,6 +516,13 @@ mod tests {
         let blocks = vec![(limits::BLOCK_BYTES_MAX + 1, [0; 32])];
         let announce = ToHost::Announce(Announce { first_block: 0, blocks });
         assert!(ToHost::decode(&announce.encode()).is_err());
+        let ids_end = ToHost::Announce(Announce { first_block: u64::MAX, blocks: vec![(8, [0; 32]); 2] });
+        assert!(matches!(ToHost::decode(&ids_end.encode()), Err(ControlError::Limit { field: "block id", .. })));
+        // Few bytes that would keep a peer busy for minutes.
+        let range = BlockRange { first: 0, count: 1 << 22 };
+        let many = ToHost::Through(Through { seq: 1, sent: vec![], blocks: vec![range; 2] });
+        let error = ToHost::decode(&many.encode()).expect_err("too many");
+        assert!(matches!(error, ControlError::Limit { field: "blocks in ranges", .. }), "{error}");
         assert_eq!(reason(&"é".repeat(600)).len(), limits::REASON_BYTES_MAX);
     }
 

@@ -8,8 +8,8 @@ pub const FRAME_BYTES_MAX: u32 = BLOCK_BYTES_MAX + 4096;
 pub const SYMBOL_BYTES_MAX: u16 = 8920;
 /// Virtual machines in one offer.
 pub const VMS_MAX: usize = 4096;
-/// Bytes of a VM's, host's or transfer's name.
-pub const NAME_BYTES_MAX: usize = 128;
+/// Bytes of a VM's, host's or transfer's name: as long as a host's name can be (RFC 1035 §2.3.4).
+pub const NAME_BYTES_MAX: usize = 255;
 /// Bytes of a reason in words.
 pub const REASON_BYTES_MAX: usize = 1024;
 /// Blocks announced in one message.
@@ -20,3 +20,7 @@ pub const DIGESTS_MAX: usize = 16 * 1024;
 pub const DEFICITS_MAX: usize = 4096;
 /// Ranges of blocks in one message.
 pub const RANGES_MAX: usize = 4096;
+/// Blocks that all ranges of one message name together: what a peer can make us go through.
+pub const RANGED_BLOCKS_MAX: usize = 1 << 22;
+/// Blocks of a session, terabytes of memory: ids are below it, which bounds a set of them to 2 MiB.
+pub const BLOCKS_MAX: u64 = 1 << 24;
