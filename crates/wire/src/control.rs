@@ -517,7 +517,10 @@ mod tests {
         let announce = ToHost::Announce(Announce { first_block: 0, blocks });
         assert!(ToHost::decode(&announce.encode()).is_err());
         let ids_end = ToHost::Announce(Announce { first_block: u64::MAX, blocks: vec![(8, [0; 32]); 2] });
-        assert!(matches!(ToHost::decode(&ids_end.encode()), Err(ControlError::Limit { field: "block id", .. })));
+        assert!(matches!(
+            ToHost::decode(&ids_end.encode()),
+            Err(ControlError::Limit { field: "block id", .. })
+        ));
         // Few bytes that would keep a peer busy for minutes.
         let range = BlockRange { first: 0, count: 1 << 22 };
         let many = ToHost::Through(Through { seq: 1, sent: vec![], blocks: vec![range; 2] });

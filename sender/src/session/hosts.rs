@@ -302,12 +302,17 @@ impl Session {
         }
     }
 
-    /// How long a host may be silent. If half of them are at once, it is the network or this host that does not hear.
+    /// How long a host may be silent: the configured time, or much longer than half of the hosts take to answer, since
+    /// then the machines are busy. If half of them are silent at once, it is the network or this host that does not hear.
     fn silence_max(&self, now: Duration) -> Duration {
-        let lag = self.config.lag_limit;
-        let here = || self.hosts.iter().filter(|host| host.connected && !host.is_over());
-        let silent = here().filter(|host| host.asks.front().is_some_and(|ask| now > ask.at + lag)).count();
-        if silent > 1 && silent * 2 >= here().count() { lag * 8 } else { lag }
+        let here: Vec<&Host> = self.hosts.iter().filter(|host| host.connected && !host.is_over()).collect();
+        let mut latencies: Vec<Duration> = here.iter().map(|host| host.latency).collect();
+        latencies.sort_unstable();
+        let median = latencies.get(latencies.len() / 2).copied().unwrap_or_default();
+        let lag = self.config.lag_limit.max(median * 4);
+        let is_silent = |host: &&&Host| host.asks.front().is_some_and(|ask| now > ask.at + lag);
+        let silent = here.iter().filter(is_silent).count();
+        if silent > 1 && silent * 2 >= here.len() { lag * 8 } else { lag }
     }
 
     /// Sending starts when every host has accepted or failed, or those that have not had their time.
@@ -322,16 +327,6 @@ impl Session {
             self.started_at = Some(now);
         }
         self.started_at.is_some()
-    }
-
-    /// How long an answer may take: the configured time, or much longer than half of the hosts take. If all answer late,
-    /// the machines are busy, and nobody is silent.
-    fn lag_limit(&self) -> Duration {
-        let mut latencies: Vec<Duration> =
-            self.hosts.iter().filter(|host| host.is_active()).map(|host| host.latency).collect();
-        latencies.sort_unstable();
-        let median = latencies.get(latencies.len() / 2).copied().unwrap_or_default();
-        self.config.lag_limit.max(median * 4)
     }
 
     /// Judges silence and slowness.
