@@ -9,6 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::Ordering;
@@ -67,6 +68,13 @@ impl Drop for Running {
     }
 }
 
+/// This very program, even if its file was replaced since it began.
+fn scatter(place: &Place, host: u16) -> Command {
+    let mut command = place.command(host, "/proc/self/exe");
+    command.arg0("scatter");
+    command
+}
+
 /// `scatter receive` on one host.
 pub(super) struct ReceivingHost {
     name: String,
@@ -83,8 +91,8 @@ pub(super) struct HostSetup<'a> {
 }
 
 impl ReceivingHost {
-    pub(super) fn start(place: &Place, host: u16, program: &str, setup: &HostSetup<'_>) -> Outcome<Self> {
-        let mut command = place.command(host, program);
+    pub(super) fn start(place: &Place, host: u16, setup: &HostSetup<'_>) -> Outcome<Self> {
+        let mut command = scatter(place, host);
         command
             .args(["receive", "--once", "--while-stdin", "--name", setup.name])
             .args(["--listen", &setup.listen.to_string(), "--interface", place.interface()])
@@ -131,14 +139,13 @@ impl ReceivingHost {
 /// Runs `scatter send` on the sending host, its progress on this terminal.
 pub(super) fn send(
     place: &Place,
-    program: &str,
     plan: &Path,
     keys: &Path,
     rate_bps: u64,
     report: &Path,
     interrupt: &Flag,
 ) -> Outcome<ExitStatus> {
-    let mut command = place.command(0, program);
+    let mut command = scatter(place, 0);
     command
         .args(["send", "--interface", place.interface(), "--rate", &rate_bps.to_string()])
         .arg("--group")

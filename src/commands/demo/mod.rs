@@ -36,7 +36,6 @@ struct Stage<'a> {
     place: Place,
     dir: PathBuf,
     memory: Memory,
-    program: String,
     interrupt: Flag,
 }
 
@@ -56,8 +55,7 @@ pub(crate) fn run(args: &Demo) -> Outcome {
     }
     let memory = memory::memory(args, &dir.join("images"))?;
     println!("memory: {} VMs, {}", memory.images.len(), memory.words);
-    let program = std::env::current_exe().or_exit(Exit::Internal)?.display().to_string();
-    let stage = Stage { args, place, dir, memory, program, interrupt };
+    let stage = Stage { args, place, dir, memory, interrupt };
     let outcome = stage.play();
     if stage.interrupt.load(Ordering::Relaxed) {
         return Err(Failure::new(Exit::Interrupted, "interrupted"));
@@ -130,8 +128,7 @@ impl Stage<'_> {
         let plan_path = self.dir.join("plan.json");
         let (src, rate) = (keys.join("src"), self.args.rate);
         println!("sending:");
-        let status =
-            children::send(&self.place, &self.program, &plan_path, &src, rate, &path, &self.interrupt)?;
+        let status = children::send(&self.place, &plan_path, &src, rate, &path, &self.interrupt)?;
         let after = self.place.sent_bytes().or_exit(Exit::System)?;
         let last: Vec<Option<String>> = receivers.into_iter().map(ReceivingHost::end).collect();
         if !status.success() {
@@ -234,7 +231,7 @@ impl Stage<'_> {
                 store: self.dir.join("stores").join(&name),
                 keys: keys.join(&name),
             };
-            ReceivingHost::start(&self.place, host, &self.program, &setup)
+            ReceivingHost::start(&self.place, host, &setup)
         };
         self.hosts().zip(listen).map(start).collect()
     }
