@@ -168,7 +168,7 @@ fn sending(host: u8) -> Vec<u8> {
 
 fn block_bodies() -> Vec<Vec<u8>> {
     let text: Page = std::array::from_fn(|at| b"the quick brown fox "[at % 20]);
-    let noise: Page = std::array::from_fn(|at| (at * at * 31 >> 3).to_le_bytes()[0]);
+    let noise: Page = std::array::from_fn(|at| ((at * at * 31) >> 3).to_le_bytes()[0]);
     let vm = VmId(2);
     let runs = [
         ContentRun { vm: VmId(0), pfn: Pfn(5), content: 0, count: 2 },
@@ -210,7 +210,7 @@ fn mapped_ram(capabilities: &[&str]) -> Vec<u8> {
     file.extend([0, 0, 0, 1, 0, 0, 0, u8::try_from(capabilities.len()).expect("few")]);
     capabilities.iter().for_each(|capability| file.extend(counted(capability)));
     file.extend(b"\x01\0\0\0\x07\x03ram\0\0\0\0\0\0\0\x04");
-    file.extend((2 * PAGE | 4).to_be_bytes());
+    file.extend(((2 * PAGE) | 4).to_be_bytes());
     file.extend(counted("pc.ram"));
     file.extend((2 * PAGE).to_be_bytes());
     if capabilities.len() > 1 {
