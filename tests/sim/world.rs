@@ -257,15 +257,15 @@ impl World {
             ipv6: false,
             vms: vms.collect(),
         });
-        self.to_host(host, &offer);
+        self.tell_host(host, &offer);
     }
 
     /// A message to a host whose connection is down is lost, as on a real one; both ends learn of it.
-    fn to_host(&mut self, host: usize, message: &ToHost) {
+    fn tell_host(&mut self, host: usize, message: &ToHost) {
         let _ = self.net.send_control(self.now, 0, sim(host), message.encode());
     }
 
-    fn to_sender(&mut self, host: usize, message: &ToSender) {
+    fn tell_sender(&mut self, host: usize, message: &ToSender) {
         let _ = self.net.send_control(self.now, sim(host), 0, message.encode());
     }
 
@@ -309,7 +309,7 @@ impl World {
     fn offer(&mut self, host: usize, offer: &Offer) {
         if let Some(reason) = self.hosts[host].refuses.clone() {
             let refuse = ToSender::Refuse { cause: wire::control::RefuseCause::Store, reason };
-            self.to_sender(host, &refuse);
+            self.tell_sender(host, &refuse);
             return;
         }
         let specs: Vec<(VmId, VmSpec)> = (offer.vms.iter())
@@ -328,8 +328,8 @@ impl World {
         let held = ToSender::Held { digests };
         let accept =
             Accept { version: wire::VERSION, unicast: ([127, 0, 0, 1], 9).into(), credit_bytes: 8 << 20 };
-        self.to_sender(host, &held);
-        self.to_sender(host, &ToSender::Accept(accept));
+        self.tell_sender(host, &held);
+        self.tell_sender(host, &ToSender::Accept(accept));
         let mut session = Receiving::new(ReceivingConfig::new(SYMBOL_SIZE, offer.vms.len()));
         let vms: Vec<u16> = offer.vms.iter().map(|vm| vm.vm).collect();
         session.handle_complete_vms(&complete(&intake, &vms, host, &self.prepared));
@@ -373,7 +373,7 @@ impl World {
             }
         }
         for message in send {
-            self.to_sender(host, &message);
+            self.tell_sender(host, &message);
         }
     }
 
@@ -413,7 +413,7 @@ impl World {
             let bytes = self.block(id);
             let data = ToHost::BlockData { block: id.0, bytes };
             self.flush_control();
-            self.to_host(host, &data);
+            self.tell_host(host, &data);
         }
         self.flush_control();
         while let Some(id) = self.sender.poll_release() {
@@ -440,7 +440,7 @@ impl World {
 
     fn flush_control(&mut self) {
         while let Some((host, message)) = self.sender.poll_control() {
-            self.to_host(host, &message);
+            self.tell_host(host, &message);
         }
     }
 
