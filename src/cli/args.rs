@@ -40,7 +40,7 @@ pub(crate) struct Demo {
     #[arg(long, value_parser = parse::bits_per_s, default_value = "1G")]
     pub(crate) rate: u64,
     /// Where the HTML report goes
-    #[arg(long, value_name = "FILE", default_value = "scatter-demo.html")]
+    #[arg(long, value_name = "FILE", default_value = "scatter-demo.html", overrides_with = "html")]
     pub(crate) html: PathBuf,
     /// Opens the HTML report in the browser (xdg-open)
     #[arg(long)]
