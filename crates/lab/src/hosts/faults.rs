@@ -181,16 +181,18 @@ add rule {chain} {scope} meta mark != {COPY_MARK} {chance}meta mark set {COPY_MA
 
 /// A line for `tc -batch` that limits what leaves through a device.
 ///
-/// The bucket holds half a millisecond (at least 16 KiB, so that a jumbo frame fits), the queue in front of it ten
-/// (at least 128 KiB), as a switch port's buffer might.
+/// The bucket holds half a millisecond (at least 72 KiB, so that a super-packet fits), the queue in front of it ten
+/// (at least 256 KiB), as a switch port's buffer might.
 pub(super) fn rate_line(device: &str, rate_bps: u64) -> Result<String, LabError> {
     if rate_bps < 8_000 {
         return Err(LabError::Options {
             reason: format!("a rate of {rate_bps} bit/s is too low to be shaped"),
         });
     }
-    let burst = (rate_bps / 16_000).max(16 << 10);
-    let queue = (rate_bps / 800).max(128 << 10);
+    // tbf cuts up a super-packet that is larger than the bucket, and what the queue does not hold of it is lost without
+    // the socket being told. No network card does that.
+    let burst = (rate_bps / 16_000).max(72 << 10);
+    let queue = (rate_bps / 800).max(256 << 10);
     Ok(format!("qdisc replace dev {device} root tbf rate {rate_bps}bit burst {burst} limit {queue}\n"))
 }
 
