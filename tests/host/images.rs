@@ -78,7 +78,7 @@ pub(crate) fn guest_part(mib: u64, dir: &Path) -> Image {
 }
 
 /// An image that nothing makes smaller.
-pub(crate) fn incompressible(mib: u32, dir: &Path) -> Image {
+pub(crate) fn incompressible(mib: u32, name: &str, dir: &Path) -> Image {
     let mix = PageMix {
         zero_permille: 0,
         uniform_permille: 0,
@@ -89,7 +89,9 @@ pub(crate) fn incompressible(mib: u32, dir: &Path) -> Image {
     };
     let fleet = Fleet { seed: 3, vms: 1, pages: mib * MIB_PAGES, systems: 1, mix };
     println!("memory: generated, {mib} MiB that no encoding makes smaller");
-    Image::new("noise", fleet.write_images(dir).expect("room for an image").remove(0))
+    let dir = dir.join(name);
+    fs::create_dir(&dir).expect("a new directory");
+    Image::new(name, fleet.write_images(&dir).expect("room for an image").remove(0))
 }
 
 /// The list that make-guests.sh writes: where `SCATTER_GUESTS` says, else where scripts leave it.
