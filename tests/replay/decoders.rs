@@ -33,10 +33,10 @@ fn corpus(target: &str) -> BTreeMap<String, Vec<u8>> {
 /// Mutations of a target, by what one costs: together more than a million in an optimised build.
 fn mutations(target: &str) -> usize {
     let all = match target {
-        "datagram" | "to_host" | "to_sender" => 700_000,
-        "block_body" | "mapped_ram" | "igmp" => 300_000,
-        "inventory" | "plan" | "signatures" | "collector" | "receiving" | "sending" => 60_000,
-        "journal" => 4_000,
+        "datagram" | "to_host" | "to_sender" => 400_000,
+        "block_body" | "mapped_ram" | "igmp" => 150_000,
+        "inventory" | "plan" | "signatures" | "collector" | "receiving" | "sending" => 30_000,
+        "journal" => 2_000,
         other => panic!("no figure for {other}"),
     };
     if cfg!(debug_assertions) { all / 10 } else { all }

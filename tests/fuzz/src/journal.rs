@@ -111,6 +111,10 @@ fn damage(interrupted: &Interrupted, bytes: &[u8]) {
         Ok(intake) => {
             let held = intake.held_digests();
             assert!(held.len() < 1 << 16);
+            assert!(
+                *how != 0 || !edits.is_empty() || held.len() == interrupted.digests.len(),
+                "resumed less than all"
+            );
             let genuine = held.iter().all(|digest| interrupted.digests.contains(digest));
             assert!(mend || genuine, "a damaged journal brought up a block that was never there");
         }
