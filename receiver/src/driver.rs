@@ -135,94 +135,132 @@ impl Driver<'_> {
     /// The sockets'.
     pub fn run(self, offer: &Offer) -> io::Result<Ended> {
         let start = Instant::now();
-        let cpu_at_start = usage::cpu();
-        let mut session = Session::new(SessionConfig::new(offer.symbol_size_max, offer.vms.len()));
-        let vms: Vec<u16> = offer.vms.iter().map(|vm| vm.vm).collect();
-        let complete = |intake: &Intake| -> Vec<u16> {
-            vms.iter().copied().filter(|vm| intake.is_complete(VmId(*vm))).collect()
-        };
-        session.handle_complete_vms(&complete(&self.intake));
         let workers = Workers::start(self.workers, &self.intake, self.waker);
-        let mut all_complete = None;
+        let session = Session::new(SessionConfig::new(offer.symbol_size_max, offer.vms.len()));
+        let vms = offer.vms.iter().map(|vm| vm.vm).collect();
+        let cpu_at_start = usage::cpu();
+        let mut running = Running { driver: self, session, workers, vms, cpu_at_start, all_complete: None };
+        let complete = complete_vms(&running.driver.intake, &running.vms);
+        running.session.handle_complete_vms(&complete);
         loop {
-            let timeout =
-                session.poll_timeout().map_or(IDLE, |at| at.saturating_sub(start.elapsed()).min(IDLE));
-            let received = self
-                .sockets
-                .recv_batch(timeout, self.waker, |_, datagram| session.handle_datagram(datagram))?;
+            let drained = running.receive(start)?;
             let now = start.elapsed();
-            for result in workers.results.try_iter() {
-                match result {
-                    WorkerResult::Checked(checked) => session.handle_checked(now, checked),
-                    WorkerResult::Finished(vm, Ok(())) => session.handle_finished(vm),
-                    WorkerResult::Finished(_, Err(reason)) => {
-                        self.send(&ToSender::Failed { reason: wire::control::reason(&reason) });
-                        return Ok(Ended::Failed(reason));
-                    }
+            if let Some(ended) = running.take_results(now) {
+                return Ok(ended);
+            }
+            // What the sender said before it went is heeded first.
+            let lost = running.take_messages(now);
+            if drained {
+                running.session.handle_drained(now);
+            }
+            running.session.handle_timeout(now);
+            if let Some(ended) = running.act() {
+                return Ok(ended);
+            }
+            if let Some(reason) = lost.or_else(|| (running.driver.preempted)()) {
+                return Ok(match running.all_complete {
+                    Some(stats) => Ended::CompleteUnreleased(stats),
+                    None => Ended::Interrupted(reason),
+                });
+            }
+        }
+    }
+}
+
+/// A transfer under way.
+struct Running<'a> {
+    driver: Driver<'a>,
+    session: Session,
+    workers: Workers,
+    vms: Vec<u16>,
+    cpu_at_start: Duration,
+    all_complete: Option<HostStats>,
+}
+
+impl Running<'_> {
+    /// Waits for datagrams or a wake-up and takes in one batch; whether the sockets are empty.
+    fn receive(&mut self, start: Instant) -> io::Result<bool> {
+        let Self { driver, session, .. } = self;
+        let timeout = session.poll_timeout().map_or(IDLE, |at| at.saturating_sub(start.elapsed()).min(IDLE));
+        let received = driver
+            .sockets
+            .recv_batch(timeout, driver.waker, |_, datagram| session.handle_datagram(datagram))?;
+        Ok(received.datagrams == 0)
+    }
+
+    fn take_results(&mut self, now: Duration) -> Option<Ended> {
+        for result in self.workers.results.try_iter() {
+            match result {
+                WorkerResult::Checked(checked) => self.session.handle_checked(now, checked),
+                WorkerResult::Finished(vm, Ok(())) => self.session.handle_finished(vm),
+                WorkerResult::Finished(_, Err(reason)) => {
+                    self.driver.send(&ToSender::Failed { reason: wire::control::reason(&reason) });
+                    return Some(Ended::Failed(reason));
                 }
             }
-            let intake = Arc::clone(&self.intake);
-            let mut held = |digest: &wire::Digest| intake.confirm_held(digest).then(|| complete(&intake));
-            loop {
-                match self.link.incoming.try_recv() {
-                    Ok(Ok(message)) => {
-                        if let Err(error) = session.handle_control(now, message, &mut held) {
-                            return Ok(Ended::Interrupted(format!("the sender broke the protocol: {error}")));
-                        }
-                    }
-                    Ok(Err(reason)) => return Ok(lost(all_complete, reason)),
-                    Err(TryRecvError::Empty) => break,
-                    Err(TryRecvError::Disconnected) => {
-                        return Ok(lost(all_complete, "connection closed".into()));
-                    }
-                }
-            }
-            if received.datagrams == 0 {
-                session.handle_drained(now);
-            }
-            session.handle_timeout(now);
-            while let Some(action) = session.poll_action() {
-                match action {
-                    Action::Send(message) => self.send(&message),
-                    Action::Join { channel, group } => {
-                        let joined = self.sockets.join(group).map_err(|error| error.to_string());
-                        session.joined(channel, joined);
-                    }
-                    Action::Leave { group } => {
-                        if let Err(error) = self.sockets.leave(group) {
-                            tracing::warn!(%group, %error, "cannot leave a group");
-                        }
-                    }
-                    Action::Check(job) => workers.submit(Task::Check(job)),
-                    Action::FinishVm(vm) => workers.submit(Task::Finish(vm)),
-                    Action::AllPlaced => {
-                        let drops = self.sockets.refresh_drops().unwrap_or_default();
-                        let cpu = usage::cpu().saturating_sub(cpu_at_start);
-                        all_complete = Some(session.all_complete(cpu, usage::memory().peak_resident, drops));
-                    }
-                    Action::End { released: true, .. } => {
-                        return Ok(Ended::Complete(all_complete.unwrap_or_default()));
-                    }
-                    Action::End { reason, .. } => {
-                        return Ok(Ended::Failed(reason.unwrap_or_else(|| "cancelled".into())));
+        }
+        None
+    }
+
+    /// Takes in what the sender said; the reason if it cannot say more.
+    fn take_messages(&mut self, now: Duration) -> Option<String> {
+        let (intake, vms) = (&self.driver.intake, &self.vms);
+        let mut held = |digest: &wire::Digest| intake.confirm_held(digest).then(|| complete_vms(intake, vms));
+        loop {
+            match self.driver.link.incoming.try_recv() {
+                Ok(Ok(message)) => {
+                    if let Err(error) = self.session.handle_control(now, message, &mut held) {
+                        return Some(format!("the sender broke the protocol: {error}"));
                     }
                 }
-            }
-            if let Some(reason) = (self.preempted)() {
-                return Ok(lost(all_complete, reason));
+                Ok(Err(reason)) => return Some(reason),
+                Err(TryRecvError::Empty) => return None,
+                Err(TryRecvError::Disconnected) => return Some("connection closed".into()),
             }
         }
     }
 
+    /// Does what the session wants done.
+    fn act(&mut self) -> Option<Ended> {
+        while let Some(action) = self.session.poll_action() {
+            match action {
+                Action::Send(message) => self.driver.send(&message),
+                Action::Join { channel, group } => {
+                    let joined = self.driver.sockets.join(group).map_err(|error| error.to_string());
+                    self.session.joined(channel, joined);
+                }
+                Action::Leave { group } => {
+                    if let Err(error) = self.driver.sockets.leave(group) {
+                        tracing::warn!(%group, %error, "cannot leave a group");
+                    }
+                }
+                Action::Check(job) => self.workers.submit(Task::Check(job)),
+                Action::FinishVm(vm) => self.workers.submit(Task::Finish(vm)),
+                Action::AllPlaced => {
+                    let drops = self.driver.sockets.refresh_drops().unwrap_or_default();
+                    let cpu = usage::cpu().saturating_sub(self.cpu_at_start);
+                    let stats = self.session.all_complete(cpu, usage::memory().peak_resident, drops);
+                    self.all_complete = Some(stats);
+                }
+                Action::End { released: true, .. } => {
+                    return Some(Ended::Complete(self.all_complete.take().unwrap_or_default()));
+                }
+                Action::End { reason, .. } => {
+                    return Some(Ended::Failed(reason.unwrap_or_else(|| "cancelled".into())));
+                }
+            }
+        }
+        None
+    }
+}
+
+impl Driver<'_> {
     fn send(&self, message: &ToSender) {
         // A closed connection shows itself on the incoming side, with its reason.
         let _ = self.link.outgoing.send(message.encode());
     }
 }
 
-fn lost(all_complete: Option<HostStats>, reason: String) -> Ended {
-    match all_complete {
-        Some(stats) => Ended::CompleteUnreleased(stats),
-        None => Ended::Interrupted(reason),
-    }
+fn complete_vms(intake: &Intake, vms: &[u16]) -> Vec<u16> {
+    vms.iter().copied().filter(|vm| intake.is_complete(VmId(*vm))).collect()
 }

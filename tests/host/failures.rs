@@ -47,7 +47,7 @@ fn the_others_finish_in_time_when_hosts_freeze_fill_up_or_are_strangers() {
     sending.await_sent(contents / 3);
     fleet.receiver(3).signal(Signal::SIGSTOP);
     let frozen = sending.finish().ended(5);
-    println!("frozen: {}", frozen.reason(3));
+    println!("frozen: {}\n{}", frozen.reason(3), frozen.said);
     assert!(frozen.reason(3).contains("no answer") || frozen.reason(3).contains("no progress"));
     fleet.check_images(&images, fleet.numbers().filter(|host| *host != 3));
     assert!(fleet.finished(3).is_empty(), "half an image is not finished");

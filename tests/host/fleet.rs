@@ -193,6 +193,7 @@ impl Fleet {
             let source = fs::read(&image.path).expect("an image");
             for host in hosts.clone() {
                 let rebuilt = self.store(host).join(format!("{}.ram", image.name));
+                assert!(rebuilt.exists(), "{} is missing", rebuilt.display());
                 assert!(is_same(&source, &rebuilt), "{} is not its source", rebuilt.display());
             }
         }

@@ -178,6 +178,12 @@ fn groups_of_other_interfaces_are_not_ours() {
         namespace::ip("link set b0 up");
         namespace::ip("-6 route add local ff15::/16 dev lo table local");
         let dummy = Interface::by_name("a0").expect("made above");
+        // The kernel looks at links that came up once a second.
+        let end = Instant::now() + Duration::from_secs(5);
+        while Interface::default_multicast().is_err() && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let dummy = Interface::by_name(&dummy.name).expect("made above");
         assert_eq!(Interface::default_multicast().expect("only one"), dummy);
         for family in [Family::V4, Family::V6] {
             let mut on_dummy = UdpReceiver::bind(0, family, &dummy, BUFFER).expect("bind");
