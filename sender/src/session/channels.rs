@@ -6,7 +6,7 @@ use std::time::Duration;
 use wire::ChannelId;
 use wire::control::{Join, ToHost};
 
-/// A channel that is being opened waits so long for its members' `Joined`.
+/// A channel that is being opened waits so long for the `Joined` of a slower half of its members.
 const JOIN_WAIT_MAX: Duration = Duration::from_secs(1);
 
 pub(super) struct Channel {
@@ -171,28 +171,33 @@ impl Session {
             let State::Opening(since) = self.channels[channel].state else { continue };
             let members = self.channels[channel].spec.hosts.iter().map(|host| &self.hosts[*host]);
             let mut ready_at = since;
-            let mut joining = false;
+            let (mut joined, mut joining) = (0, 0);
             for host in members.filter(|host| host.is_active()) {
                 match host.membership[channel] {
-                    Membership::Joining => joining = true,
-                    Membership::From(at) => ready_at = ready_at.max(at),
+                    Membership::Joining => joining += 1,
+                    Membership::From(at) => {
+                        joined += 1;
+                        ready_at = ready_at.max(at);
+                    }
                     Membership::No => {}
                 }
             }
-            if !joining || now >= since + JOIN_WAIT_MAX {
+            // If most are late, they are busy: without them, all would be owed everything by unicast. Who is gone, and not
+            // only late, is found silent.
+            if joining == 0 || (joined >= joining && now >= since + JOIN_WAIT_MAX) {
                 self.channels[channel].state = State::Open(ready_at);
             }
         }
     }
 
     /// When a channel that is opening can next become ready.
-    pub(super) fn join_due(&self) -> Option<Duration> {
+    pub(super) fn join_due(&self, now: Duration) -> Option<Duration> {
         let due = self.channels.iter().filter_map(|channel| match channel.state {
             State::Opening(since) => Some(since + JOIN_WAIT_MAX),
             State::Open(at) if channel.sent == 0 => Some(at),
             _ => None,
         });
-        due.min()
+        due.filter(|at| *at > now).min()
     }
 
     /// Leaves the channels whose segments every host on them has.

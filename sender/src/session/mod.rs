@@ -333,7 +333,7 @@ impl Session {
             return None;
         }
         let repair = self.repair_due();
-        let join = self.join_due();
+        let join = self.join_due(now);
         let pace = (!self.bursts.is_empty() || self.has_source()).then(|| self.pacer.ready_at(now));
         // Silence and lag are judged on a coarse tick.
         let tick = now + self.config.lag_limit / 8;
