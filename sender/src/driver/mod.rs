@@ -352,7 +352,10 @@ impl Transfer {
                         self.complete_at[host] = Some(now);
                     }
                 }
-                Event::VmComplete { host, vm } => self.vm_complete[host].push(vm),
+                Event::VmComplete { host, vm } if !self.vm_complete[host].contains(&vm) => {
+                    self.vm_complete[host].push(vm);
+                }
+                Event::VmComplete { .. } => {}
                 Event::SegmentStarted { segment } => self.segment_log.push((segment, now)),
             }
         }

@@ -2,7 +2,7 @@
 
 use super::flight::At;
 use super::{Session, Symbols};
-use fec::{HostDeficit, RepairPlan};
+use fec::{BlockShape, HostDeficit, RepairPlan};
 use std::time::Duration;
 use wire::control::Deficit;
 
@@ -37,7 +37,7 @@ impl Session {
 
     fn repair(&mut self, id: u64) {
         let shape = self.shape(id);
-        let deficits = self.group_deficits(id, shape.symbols());
+        let deficits = self.group_deficits(id, &shape);
         let Some(flight) = self.in_flight.get_mut(&id) else { return };
         if deficits.is_empty() {
             return;
@@ -76,7 +76,7 @@ impl Session {
 
     /// The deficits to answer together. A few hosts that miss most of a block which the others have would make the
     /// whole group carry it again: they are owed it instead.
-    fn group_deficits(&mut self, id: u64, symbols: u32) -> Vec<(usize, Deficit)> {
+    fn group_deficits(&mut self, id: u64, shape: &BlockShape) -> Vec<(usize, Deficit)> {
         let Some(flight) = self.in_flight.get(&id) else { return Vec::new() };
         let members = self.channels[flight.channel].spec.hosts.len();
         let deficits: Vec<(usize, Deficit)> = (flight.hosts.iter())
@@ -85,7 +85,8 @@ impl Session {
                 _ => None,
             })
             .collect();
-        let is_large = |deficit: &Deficit| deficit.missing.count_ones() > symbols / 2;
+        let is_large =
+            |deficit: &Deficit| (deficit.missing & shape.all_symbols()).count_ones() > shape.symbols() / 2;
         let large = deficits.iter().filter(|(_, deficit)| is_large(deficit)).count();
         if large == 0 || members == 1 || large * 4 > members.max(4) {
             return deficits;

@@ -8,6 +8,9 @@ use std::time::Duration;
 use wire::control::{Accept, Deficit, HostStats, Report, ToSender};
 use wire::{BlockId, ChannelId};
 
+/// Digests that one host may claim to hold: 32 MiB of them, for 100 GiB of images and more.
+const HELD_MAX: usize = 1 << 20;
+
 /// Weight of the newest measurement in a host's smoothed loss.
 const LOSS_WEIGHT: f64 = 0.2;
 
@@ -50,7 +53,11 @@ impl Session {
             return;
         }
         match message {
-            ToSender::Held { digests } => self.hosts[host].held.extend(digests),
+            ToSender::Held { digests } => {
+                let held = &mut self.hosts[host].held;
+                let room = HELD_MAX.saturating_sub(held.len());
+                held.extend(digests.into_iter().take(room));
+            }
             ToSender::Accept(accept) => self.accepted(host, &accept, now),
             ToSender::Refuse { reason, .. } | ToSender::Failed { reason } => self.fail(host, reason, now),
             ToSender::Joined { channel } => self.handle_joined(host, ChannelId(channel), Ok(()), now),
