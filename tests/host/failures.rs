@@ -11,9 +11,10 @@ use std::time::Duration;
 /// they are, for a transfer of a few seconds.
 const STEADY: [&str; 4] = ["--rate", "300M", "--encoding", "raw"];
 
-/// The others' time may be so much longer than undisturbed: the factor, and what it takes to notice a silent host.
+/// The others' time may be so much longer than undisturbed: the factor, and what it takes to notice a silent host, on
+/// a machine whose two cores all nine hosts share.
 const LONGER: f64 = 1.1;
-const NOTICE_S: f64 = 0.6;
+const NOTICE_S: f64 = 1.5;
 
 /// Sends without any trouble.
 fn undisturbed(fleet: &mut Fleet, plan: &std::path::Path, images: &[Image]) -> f64 {
@@ -43,7 +44,7 @@ fn the_others_finish_in_time_when_hosts_freeze_fill_up_or_are_strangers() {
 
     // Frozen in the middle.
     fleet.start_receivers();
-    let mut sending = fleet.send(&plan, &[&STEADY[..], &["--timeout", "2"]].concat());
+    let mut sending = fleet.send(&plan, &[&STEADY[..], &["--timeout", "4"]].concat());
     sending.await_sent(contents / 3);
     fleet.receiver(3).signal(Signal::SIGSTOP);
     let frozen = sending.finish().ended(5);
