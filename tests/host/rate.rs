@@ -18,6 +18,13 @@ fn share(sent: &Sent, link_bps: f64) -> f64 {
     float(last.1 - first.1) * 8.0 / (last.0 - first.0).as_secs_f64() / link_bps
 }
 
+/// Says why nothing can be said. Where the lane must run, that is a failure.
+fn cannot_judge(why: &str) {
+    let required = std::env::var("SCATTER_REQUIRE_LAB").is_ok_and(|value| value == "1");
+    assert!(!required, "the share of the link must be judged (SCATTER_REQUIRE_LAB=1): {why}");
+    eprintln!("skipped the share of the link: {why}");
+}
+
 /// Idle and all time of the CPUs so far, in ticks (proc(5), `/proc/stat`).
 fn cpu_ticks() -> (u64, u64) {
     let stat = fs::read_to_string("/proc/stat").expect("/proc/stat");
@@ -60,7 +67,12 @@ fn an_automatic_rate_fills_the_link_to_8_hosts() {
     if share < USED_MIN && idle < IDLE_MIN {
         println!("the CPUs were the limit, not the link: once more with a slower one");
         let image = incompressible(48, "small", fleet.dir());
-        share = measure(&mut fleet, &image, 100_000_000).0;
+        let (slower, idle) = measure(&mut fleet, &image, 100_000_000);
+        if slower < USED_MIN && idle < IDLE_MIN {
+            cannot_judge("other programs leave no CPU time, not even for 100 Mb/s");
+            return;
+        }
+        share = slower;
     }
     assert!(share >= USED_MIN, "only {:.1} % of the link was used", share * 100.0);
 }
