@@ -102,7 +102,7 @@ fn a_host_that_is_not_there_fails_by_name_and_the_others_complete() {
     let absent = Host::start(&bench, "h2", &[]);
     plan(&bench, &[&h1, &absent]);
     drop(absent);
-    let ran = bench.run(&[&SEND[..], &["--timeout", "1"]].concat());
+    let ran = bench.run(&[&SEND[..], &["--timeout", "4"]].concat());
     assert_eq!(ran.code, Some(5), "{}\n{}", ran.out, ran.err);
     let failed = ran
         .out
@@ -112,7 +112,7 @@ fn a_host_that_is_not_there_fails_by_name_and_the_others_complete() {
     assert!(failed.contains("scatter receive"), "says what to do: {failed}");
     same_file(&bench.path("vm0.ram"), &h1.store.join("both.ram"));
     drop(h1);
-    let ran = bench.run(&[&SEND[..], &["--timeout", "1"]].concat());
+    let ran = bench.run(&[&SEND[..], &["--timeout", "4"]].concat());
     assert_eq!(ran.code, Some(6), "{}\n{}", ran.out, ran.err);
 }
 

@@ -6,8 +6,11 @@ use std::fs;
 
 /// Share of a link that a transfer must use while it sends.
 const USED_MIN: f64 = 0.95;
-/// Less of the CPUs than this idle means that they, not the link, set the pace.
-const IDLE_MIN: f64 = 0.05;
+/// Less of the CPUs than this idle means that they, not the link, set the pace: one thread sends, and of two cores nine
+/// hosts and a switch take the other.
+const IDLE_MIN: f64 = 0.25;
+/// On the slower link a transfer is so short that the search for its rate, which starts at 1 Gb/s, shows.
+const USED_SLOWER_MIN: f64 = 0.9;
 
 /// Share of the link used between the first and the last thousandth of the bytes, which leaves out the connecting before
 /// and the farewells after.
@@ -63,16 +66,17 @@ fn an_automatic_rate_fills_the_link_to_8_hosts() {
     let Some(mut fleet) = Fleet::of("an_automatic_rate_fills_the_link_to_8_hosts", 8) else { return };
     // A few seconds on each link.
     let image = incompressible(400, "large", fleet.dir());
-    let (mut share, idle) = measure(&mut fleet, &image, 1_000_000_000);
+    let (share, idle) = measure(&mut fleet, &image, 1_000_000_000);
     if share < USED_MIN && idle < IDLE_MIN {
         println!("the CPUs were the limit, not the link: once more with a slower one");
         let image = incompressible(48, "small", fleet.dir());
         let (slower, idle) = measure(&mut fleet, &image, 100_000_000);
-        if slower < USED_MIN && idle < IDLE_MIN {
+        if slower < USED_SLOWER_MIN && idle < IDLE_MIN {
             cannot_judge("other programs leave no CPU time, not even for 100 Mb/s");
             return;
         }
-        share = slower;
+        assert!(slower >= USED_SLOWER_MIN, "only {:.1} % of the slower link was used", slower * 100.0);
+        return;
     }
     assert!(share >= USED_MIN, "only {:.1} % of the link was used", share * 100.0);
 }

@@ -222,6 +222,6 @@ mod tests {
     #[test]
     fn buckets_grow_with_the_rate() {
         let line = rate_line("p0", 1_000_000_000).expect("possible");
-        assert_eq!(line, "qdisc replace dev p0 root tbf rate 1000000000bit burst 62500 limit 1250000\n");
+        assert_eq!(line, "qdisc replace dev p0 root tbf rate 1000000000bit burst 73728 limit 1250000\n");
     }
 }

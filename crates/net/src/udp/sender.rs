@@ -16,7 +16,7 @@ pub(super) const SEGMENTS_MAX: usize = 64;
 /// Payload of one GSO packet: what an IPv4 packet holds.
 const GSO_BYTES_MAX: usize = 65_507;
 /// How long one call may wait for a full socket buffer or device queue before it gives up.
-const STALL_MAX: Duration = Duration::from_secs(2);
+const STALL_MAX: Duration = Duration::from_secs(10);
 /// The kernel wakes a blocked send after this time, so that [`STALL_MAX`] is kept.
 const SEND_TIMEOUT: Duration = Duration::from_millis(100);
 /// Pending ICMP errors of earlier unicast datagrams that one call steps over.
@@ -151,7 +151,7 @@ impl UdpSender {
     /// buffer or the device queue is full. Datagrams that a local firewall refuses count as lost.
     ///
     /// # Errors
-    /// `TimedOut` if the link took nothing for two seconds; EMSGSIZE if `segment` exceeds the interface's MTU;
+    /// `TimedOut` if the link took nothing for ten seconds; EMSGSIZE if `segment` exceeds the interface's MTU;
     /// `InvalidInput` for `segment` 0; whatever else the kernel says (network down, no route). Part of `buf` may
     /// have been sent.
     pub fn send_batch(&mut self, dest: SocketAddr, buf: &[u8], segment: usize) -> io::Result<()> {
@@ -334,7 +334,7 @@ impl Stall {
         if self.since.get_or_insert_with(Instant::now).elapsed() < STALL_MAX {
             return Failure::Retry;
         }
-        Failure::Fatal(io::Error::new(io::ErrorKind::TimedOut, "the link took no datagram for two seconds"))
+        Failure::Fatal(io::Error::new(io::ErrorKind::TimedOut, "the link took no datagram for ten seconds"))
     }
 
     /// 50 µs, doubling to 6.4 ms.
