@@ -42,6 +42,8 @@ impl Transfer {
         while let Some(owed) = self.session.poll_catch_up() {
             wanted.push(owed);
         }
+        // Announcements go before the blocks.
+        self.flush_control();
         for (host, id) in wanted {
             let (stripe, place) = self.origins[usize::try_from(id.0).expect("block ids count up from 0")];
             let resident = self.window.block(id);

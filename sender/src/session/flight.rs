@@ -264,6 +264,9 @@ impl Session {
     /// The host has the block.
     pub(super) fn mark_done(&mut self, host: usize, id: u64, now: Duration) {
         let Some(block) = self.blocks.get(index(BlockId(id))) else { return };
+        if !self.needs(host, id) {
+            return;
+        }
         let len = u64::from(block.len);
         let entry = &mut self.hosts[host];
         if !entry.done.insert(BlockId(id)) {

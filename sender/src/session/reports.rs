@@ -161,7 +161,11 @@ impl Session {
 
     fn deficit(&mut self, host: usize, deficit: Deficit, now: Duration) {
         let id = deficit.block;
-        if index(BlockId(id)) >= self.blocks.len() || self.hosts[host].done.contains(BlockId(id)) {
+        // A host is sent nothing that it does not need, whatever it claims to lack.
+        if index(BlockId(id)) >= self.blocks.len()
+            || !self.needs(host, id)
+            || self.hosts[host].done.contains(BlockId(id))
+        {
             return;
         }
         if self.hosts[host].catching_up.remove(&id).is_some() {

@@ -101,7 +101,11 @@ impl<'a> Sent<'a> {
             reason,
             complete_s: end.complete_s,
             needed_bytes: end.needed_bytes,
-            vms: end.vms.iter().map(|vm| self.plan.vms[usize::from(*vm)].name.clone()).collect(),
+            vms: end
+                .vms
+                .iter()
+                .filter_map(|vm| Some(self.plan.vms.get(usize::from(*vm))?.name.clone()))
+                .collect(),
             figures: end.stats.as_ref().map(figures),
         }
     }
