@@ -3,9 +3,13 @@
 //! Now: [`image`], files that hold a VM's memory. [`image::MappedImage::open`] maps one and hands out its
 //! pages as a [`pages::PageSource`].
 //!
+//! [`lazy`] is the memory of a VM that is still arriving: what page servers serve from and hypervisors start on.
+//!
 //! Not here: what pages have in common (crate `pages`), writing received files (crate `receiver`), running
 //! hypervisors. `unsafe` stands here for mapped memory only.
 
 pub mod image;
+pub mod lazy;
 
 pub use image::{ImageError, ImageFormat, ImageInfo, MappedImage, RamBlock};
+pub use lazy::LazyImage;
