@@ -1,6 +1,6 @@
 //! Catch-up: blocks sent whole over the control channel to hosts that are off the group, or were not on it in time.
 
-use super::hosts::{Host, Phase};
+use super::host::{Host, Phase};
 use super::{Session, index};
 use wire::BlockId;
 

@@ -1,6 +1,6 @@
 //! Channels and segments: joins ahead of need, leaves when no longer needed.
 
-use super::hosts::{Membership, Phase};
+use super::host::{Membership, Phase};
 use super::{ChannelSpec, Event, SegmentSpec, Session};
 use std::time::Duration;
 use wire::ChannelId;

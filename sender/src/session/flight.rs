@@ -1,6 +1,6 @@
 //! Blocks in flight: from the first symbol handed out until every host on the group has the block.
 
-use super::hosts::Phase;
+use super::host::Phase;
 use super::{Session, Symbols, Transmit, index};
 use fec::Scheme;
 use std::collections::BTreeMap;

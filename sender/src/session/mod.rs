@@ -10,201 +10,35 @@
 //! its control channel. So nobody waits for anybody: the group's pace is that of the hosts on it, and who holds
 //! it up is taken off.
 
+mod announce;
 mod catch_up;
 mod channels;
+mod config;
 mod flight;
-mod hosts;
+mod host;
+mod judge;
+mod questions;
 mod repair;
 mod reports;
+mod spec;
 
-pub use hosts::Phase;
+pub use config::SessionConfig;
+pub use host::Phase;
+pub use spec::{ChannelSpec, Event, SegmentSpec, SessionStats, Symbols, Transmit};
 
-use crate::rate::{Pacer, RateConfig};
+use crate::rate::Pacer;
 use channels::{Channel, Segment};
 use fec::CostModel;
 use flight::{Burst, InFlight};
-use hosts::Host;
+use host::Host;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::IpAddr;
-use std::ops::Range;
 use std::time::Duration;
 use wire::control::ToHost;
 use wire::datagram::OVERHEAD_BYTES;
-use wire::seal::ChannelSecret;
-use wire::{BlockId, ChannelId, Digest};
+use wire::{BlockId, Digest};
 
 /// Bytes that IPv4, UDP and Ethernet add to a datagram: what pacing counts beside the datagram itself.
 pub(crate) const FRAME_OVERHEAD_BYTES: u64 = 20 + 8 + 14;
-
-/// What bounds and times a session.
-#[derive(Clone, Debug)]
-pub struct SessionConfig {
-    /// Largest symbol in bytes.
-    pub symbol_size_max: u16,
-    /// Fixed or automatic rate.
-    pub rate: RateConfig,
-    /// Bytes of encoded blocks kept until the hosts on their group have them.
-    pub window_bytes: u64,
-    /// Largest burst handed out at once, in bytes of datagrams.
-    pub burst_bytes: usize,
-    /// A host is asked what it misses at least this often while data flows.
-    pub through_interval: Duration,
-    /// How long a block's first deficit waits for those of other hosts.
-    pub repair_holdoff: Duration,
-    /// A host that does not answer for so long is not waited for until it does.
-    pub lag_limit: Duration,
-    /// A host without any progress for so long has failed.
-    pub host_timeout: Duration,
-    /// From the last host's `Joined` until the network surely forwards the group.
-    pub join_latency: Duration,
-    /// A channel is opened so long before its data are expected.
-    pub prejoin: Duration,
-    /// Hosts that cannot be reached at first are given so long to appear before the others start …
-    pub start_grace: Duration,
-    /// … and hosts of which nothing at all is heard, so long.
-    pub start_wait_max: Duration,
-    /// Groups that a host may be a member of at once.
-    pub memberships_max: usize,
-    /// Bytes under way on control channels as catch-up, over all hosts.
-    pub catch_up_bytes: u64,
-}
-
-impl SessionConfig {
-    /// The usual figures, for the given symbol size and rate.
-    #[must_use]
-    pub fn new(symbol_size_max: u16, rate: RateConfig) -> Self {
-        Self {
-            symbol_size_max,
-            rate,
-            window_bytes: 64 << 20,
-            burst_bytes: 64_000,
-            through_interval: Duration::from_millis(5),
-            repair_holdoff: Duration::from_millis(10),
-            lag_limit: Duration::from_millis(250),
-            host_timeout: Duration::from_secs(20),
-            join_latency: Duration::from_millis(25),
-            prejoin: Duration::from_millis(60),
-            start_grace: Duration::from_millis(500),
-            start_wait_max: Duration::from_secs(5),
-            memberships_max: 20,
-            catch_up_bytes: 4 << 20,
-        }
-    }
-}
-
-/// A multicast group (or one host's unicast port) and its members.
-#[derive(Clone, Debug)]
-pub struct ChannelSpec {
-    /// The group; `None` for a channel of one host.
-    pub group: Option<IpAddr>,
-    /// Its members: indexes of hosts, ascending.
-    pub hosts: Vec<usize>,
-    /// As in the datagrams' headers.
-    pub id: ChannelId,
-    /// Its key.
-    pub secret: ChannelSecret,
-}
-
-/// Contents of one host set, sent together.
-#[derive(Clone, Copy, Debug)]
-pub struct SegmentSpec {
-    /// Index of its channel.
-    pub channel: usize,
-    /// Bytes expected, for joining ahead and for the estimated time.
-    pub expected_bytes: u64,
-}
-
-/// Symbols of one block to be sealed and sent in one batch.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Transmit {
-    /// Index of the channel.
-    pub channel: usize,
-    /// The block.
-    pub block: BlockId,
-    /// Which symbols.
-    pub symbols: Symbols,
-}
-
-/// Which symbols of a block.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Symbols {
-    /// Consecutive source symbols.
-    Source(Range<u32>),
-    /// The source symbols with these numbers, again.
-    SourceAgain(Vec<u32>),
-    /// Consecutive repair symbols of a scheme.
-    Repair(fec::Scheme, Range<u32>),
-}
-
-impl Symbols {
-    /// How many.
-    ///
-    /// # Panics
-    /// Never: a block has at most 128 source symbols.
-    #[must_use]
-    pub fn count(&self) -> u32 {
-        match self {
-            Self::Source(range) | Self::Repair(_, range) => range.end - range.start,
-            Self::SourceAgain(list) => u32::try_from(list.len()).expect("at most 128 source symbols"),
-        }
-    }
-}
-
-/// What a progress display or a report may want to know.
-#[derive(Clone, PartialEq, Eq, Debug)]
-#[non_exhaustive]
-pub enum Event {
-    /// A host came to another phase.
-    Phase {
-        /// Its index.
-        host: usize,
-        /// The new phase.
-        phase: Phase,
-    },
-    /// A VM is whole at a host.
-    VmComplete {
-        /// Index of the host.
-        host: usize,
-        /// Index of the VM.
-        vm: u16,
-    },
-    /// A segment's first symbol is about to go out.
-    SegmentStarted {
-        /// Its index.
-        segment: usize,
-    },
-}
-
-/// Counters of a session.
-#[derive(Clone, Debug, Default, serde::Serialize)]
-pub struct SessionStats {
-    /// Blocks encoded.
-    pub blocks: u64,
-    /// Bytes of encoded blocks: what every copy-once transfer must carry.
-    pub encoded_bytes: u64,
-    /// Blocks not sent, since every host held them from an earlier run.
-    pub blocks_skipped: u64,
-    /// Datagrams with source symbols, first transmission.
-    pub source_datagrams: u64,
-    /// Datagrams with source symbols sent again.
-    pub again_datagrams: u64,
-    /// Datagrams with Cauchy symbols.
-    pub cauchy_datagrams: u64,
-    /// Datagrams with RaptorQ symbols.
-    pub raptorq_datagrams: u64,
-    /// Blocks that needed repair at some host.
-    pub blocks_repaired: u64,
-    /// Blocks sent whole to single hosts, and their bytes.
-    pub catch_up_blocks: u64,
-    /// See `catch_up_blocks`.
-    pub catch_up_bytes: u64,
-    /// Groups joined and left, summed over hosts.
-    pub joins: u64,
-    /// See `joins`.
-    pub leaves: u64,
-    /// Largest sum of encoded bytes kept at once.
-    pub window_peak_bytes: u64,
-}
 
 struct Block {
     segment: usize,

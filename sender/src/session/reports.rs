@@ -1,7 +1,7 @@
 //! What hosts say.
 
 use super::flight::At;
-use super::hosts::{Counted, Membership, Phase};
+use super::host::{Counted, Membership, Phase};
 use super::{Event, Session, index};
 use std::collections::BTreeSet;
 use std::time::Duration;
