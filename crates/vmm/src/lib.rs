@@ -10,6 +10,8 @@
 
 pub mod image;
 pub mod lazy;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub mod microvm;
 
 pub use image::{ImageError, ImageFormat, ImageInfo, MappedImage, RamBlock};
 pub use lazy::LazyImage;

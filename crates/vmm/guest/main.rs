@@ -1,0 +1,405 @@
+//! The self-checking guest: fills its memory with patterns, then checks and rewrites pages for ever and reports.
+//!
+//! A PVH image of its own, built by `crates/vmm/build.rs` with nothing but `rustc`, run at ring 3 (`boot.s`). It boots
+//! in the micro-VM and in every hypervisor that takes PVH kernels. It proves that memory is right, and nothing
+//! else: it is no operating system.
+//!
+//! `keys[page]` says what a page must hold: 0 means zeros, else word `i` is `key + i × STEP`. A written page gets
+//! a new key, which depends on the clone's identity: clones diverge, and a page that is stale, swapped, foreign
+//! or zero shows itself. The sum of all keys is kept apart, so the table itself is checked at each full pass.
+//!
+//! Command line, `name=decimal`: `mb` memory in MiB, `seed`, `zero` and `dup` percent of pages left zero or
+//! filled with one of 64 repeated contents, and the defaults of what the control device sets (`device.rs` there).
+
+#![no_std]
+#![no_main]
+
+use core::arch::{asm, global_asm};
+use core::ptr::addr_of_mut;
+
+global_asm!(include_str!("boot.s"), options(att_syntax));
+
+const PAGE: u64 = 4096;
+const WORDS: usize = 512;
+/// Where the pattern begins: all below belongs to the guest's program, tables and stack.
+const PATTERN_AT: u64 = 8 << 20;
+/// 3 GiB less what lies below the pattern: no memory above, where a PC has its device hole.
+const PAGES_MAX: usize = 3 * 262_144 - 2048;
+const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+const CONSOLE: u16 = 0x3f8;
+const CONTROL: u16 = 0x5c0;
+const CONTROL_MAGIC: u32 = 0x4d53_5643;
+const START_INFO_MAGIC: u32 = 0x336e_c578;
+/// Lines that one tick may print about wrong pages; the count is always whole.
+const BAD_LINES_MAX: u32 = 8;
+const LINE_MAX: usize = 160;
+
+/// `hvm_start_info` of the PVH boot protocol, as far as it is read.
+#[repr(C)]
+struct StartInfo {
+    magic: u32,
+    version: u32,
+    flags: u32,
+    modules: u32,
+    module_list: u64,
+    command_line: u64,
+}
+
+static mut KEYS: [u64; PAGES_MAX] = [0; PAGES_MAX];
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    let mut line = Line::new(false);
+    line.text("PANIC\n");
+    line.send();
+    loop {
+        core::hint::spin_loop();
+    }
+}
+
+fn out8(port: u16, value: u8) {
+    // SAFETY: the TSS allows every port; a write to one reads and writes no memory.
+    unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack)) }
+}
+
+fn in32(port: u16) -> u32 {
+    let value: u32;
+    // SAFETY: as above.
+    unsafe { asm!("in eax, dx", in("dx") port, out("eax") value, options(nomem, nostack)) }
+    value
+}
+
+fn cycles() -> u64 {
+    // SAFETY: RDTSC is always there on x86-64, and CR4.TSD is clear.
+    unsafe { core::arch::x86_64::_rdtsc() }
+}
+
+fn mix(mut x: u64) -> u64 {
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+/// A line of output, sent whole: by one string instruction where the control device takes it.
+struct Line {
+    bytes: [u8; LINE_MAX],
+    len: usize,
+    at_once: bool,
+}
+
+impl Line {
+    fn new(at_once: bool) -> Self {
+        Self { bytes: [0; LINE_MAX], len: 0, at_once }
+    }
+
+    fn byte(&mut self, byte: u8) {
+        if let Some(slot) = self.bytes.get_mut(self.len) {
+            *slot = byte;
+            self.len += 1;
+        }
+    }
+
+    fn text(&mut self, text: &str) {
+        for byte in text.bytes() {
+            self.byte(byte);
+        }
+    }
+
+    fn number(&mut self, mut n: u64) {
+        let mut digits = [0u8; 20];
+        let mut len = 0;
+        loop {
+            digits[len] = b'0' + (n % 10) as u8;
+            n /= 10;
+            len += 1;
+            if n == 0 {
+                break;
+            }
+        }
+        while len > 0 {
+            len -= 1;
+            self.byte(digits[len]);
+        }
+    }
+
+    fn field(&mut self, name: &str, n: u64) {
+        self.text(name);
+        self.number(n);
+    }
+
+    fn send(&mut self) {
+        if self.at_once {
+            // SAFETY: reads `len` initialised bytes of the array; the port takes them one by one.
+            unsafe {
+                asm!("rep outsb", in("dx") CONSOLE, inout("rsi") self.bytes.as_ptr() => _,
+                     inout("rcx") self.len => _, options(readonly, nostack));
+            }
+        } else {
+            for &byte in &self.bytes[..self.len] {
+                out8(CONSOLE, byte);
+            }
+        }
+        self.len = 0;
+    }
+}
+
+/// The value of `name=` in a zero-terminated command line.
+fn argument(line: *const u8, name: &[u8], default: u64) -> u64 {
+    if line.is_null() {
+        return default;
+    }
+    let mut at = line;
+    let mut at_start = true;
+    loop {
+        // SAFETY: the boot protocol ends the line by a zero, and no byte past it is read.
+        let byte = |offset: usize| unsafe { *at.add(offset) };
+        if byte(0) == 0 {
+            return default;
+        }
+        if at_start {
+            let same = (0..name.len()).take_while(|&i| byte(i) == name[i]).count();
+            if same == name.len() && byte(same) == b'=' {
+                let mut value = 0u64;
+                let mut i = same + 1;
+                while byte(i).is_ascii_digit() {
+                    value = value.wrapping_mul(10).wrapping_add(u64::from(byte(i) - b'0'));
+                    i += 1;
+                }
+                return value;
+            }
+        }
+        at_start = byte(0) == b' ';
+        // SAFETY: this byte was no zero, so the next one is still of the line.
+        at = unsafe { at.add(1) };
+    }
+}
+
+/// How the guest goes through its pages.
+struct Workload {
+    /// 0 random, 1 one after the other, 2 nine accesses of ten in a tenth of the pages.
+    pattern: u64,
+    /// Pages a tick.
+    step: u64,
+    /// Percent of checked pages that are written anew.
+    write: u64,
+    /// Cycles between ticks.
+    idle: u64,
+}
+
+struct Guest {
+    keys: &'static mut [u64],
+    sum: u64,
+    identity: u64,
+    epoch: u32,
+    device: bool,
+    workload: Workload,
+    rng: u64,
+    cursor: u64,
+    ticks: u64,
+    passes: u64,
+    written: u64,
+    bad: u64,
+    bad_lines: u32,
+}
+
+fn page_words(page: u64) -> &'static mut [u64; WORDS] {
+    let at = (PATTERN_AT + page * PAGE) as *mut [u64; WORDS];
+    // SAFETY: pages of the pattern lie above the program, below the end of memory (`mb`), identity-mapped and
+    // aligned; only one reference is made at a time.
+    unsafe { &mut *at }
+}
+
+fn fill(page: u64, key: u64) {
+    let step = if key == 0 { 0 } else { STEP };
+    for (i, word) in page_words(page).iter_mut().enumerate() {
+        *word = key.wrapping_add((i as u64).wrapping_mul(step));
+    }
+}
+
+/// Whether the page holds what its key says, and what its first word is.
+fn check(page: u64, key: u64) -> (bool, u64) {
+    let words = page_words(page);
+    let step = if key == 0 { 0 } else { STEP };
+    let mut wrong = 0;
+    for (i, word) in words.iter().enumerate() {
+        wrong |= *word ^ key.wrapping_add((i as u64).wrapping_mul(step));
+    }
+    (wrong == 0, words[0])
+}
+
+impl Guest {
+    fn line(&self) -> Line {
+        Line::new(self.device)
+    }
+
+    fn random(&mut self) -> u64 {
+        self.rng = self.rng.wrapping_add(STEP);
+        mix(self.rng)
+    }
+
+    fn next_page(&mut self) -> u64 {
+        let pages = self.keys.len() as u64;
+        if self.workload.pattern == 1 {
+            let page = self.cursor;
+            self.cursor = (page + 1) % pages;
+            return page;
+        }
+        let hot = self.workload.pattern == 2 && !self.random().is_multiple_of(10);
+        self.random() % if hot { (pages / 10).max(1) } else { pages }
+    }
+
+    fn report_bad(&mut self, page: u64, key: u64, has: u64) {
+        self.bad += 1;
+        if self.bad_lines < BAD_LINES_MAX {
+            self.bad_lines += 1;
+            let mut line = self.line();
+            line.field("BAD page ", page);
+            line.field(" key ", key);
+            line.field(" has ", has);
+            line.text("\n");
+            line.send();
+        }
+    }
+
+    fn visit(&mut self) {
+        let page = self.next_page();
+        let key = self.keys[page as usize];
+        let (right, has) = check(page, key);
+        if !right {
+            self.report_bad(page, key, has);
+        }
+        if self.workload.write > 0 && self.random() % 100 < self.workload.write {
+            let new = mix(key ^ mix(self.identity ^ page.wrapping_mul(STEP)).wrapping_add(self.written)) | 1;
+            self.sum = self.sum.wrapping_add(new).wrapping_sub(key);
+            self.keys[page as usize] = new;
+            self.written += 1;
+            fill(page, new);
+        }
+        if self.workload.pattern == 1 && self.cursor == 0 {
+            self.end_pass();
+        }
+    }
+
+    /// After each pass over all pages: the table of keys is right too.
+    fn end_pass(&mut self) {
+        self.passes += 1;
+        let sum = self.keys.iter().fold(0u64, |sum, key| sum.wrapping_add(*key));
+        if sum != self.sum {
+            self.report_bad(u64::from(u32::MAX), self.sum, sum);
+        }
+        let mut line = self.line();
+        line.field("PASS ", self.passes);
+        line.text(if self.bad == 0 { " OK\n" } else { " BAD\n" });
+        line.send();
+    }
+
+    fn tick(&mut self) {
+        self.bad_lines = 0;
+        for _ in 0..self.workload.step {
+            self.visit();
+        }
+        self.ticks += 1;
+        let mut line = self.line();
+        line.field("TICK ", self.ticks);
+        line.text(if self.bad == 0 { " OK" } else { " BAD" });
+        line.field(" clone ", self.identity);
+        line.field(" passes ", self.passes);
+        line.field(" written ", self.written);
+        line.field(" bad ", self.bad);
+        line.text("\n");
+        line.send();
+    }
+
+    /// Looks whether the control device says something new: another identity after a restore, another workload.
+    fn listen(&mut self) {
+        if !self.device {
+            return;
+        }
+        let epoch = in32(CONTROL + 4);
+        if epoch == self.epoch {
+            return;
+        }
+        self.epoch = epoch;
+        let identity = u64::from(in32(CONTROL + 8)) | u64::from(in32(CONTROL + 12)) << 32;
+        self.workload = Workload {
+            pattern: u64::from(in32(CONTROL + 16)),
+            step: u64::from(in32(CONTROL + 20)),
+            write: u64::from(in32(CONTROL + 24)),
+            idle: u64::from(in32(CONTROL + 28)) << 10,
+        };
+        if identity != self.identity {
+            self.identity = identity;
+            // What two clones of one instant do from here on must differ.
+            self.rng ^= mix(identity);
+            let mut line = self.line();
+            line.field("CLONE ", identity);
+            line.text("\n");
+            line.send();
+        }
+    }
+}
+
+fn start(info: &StartInfo) -> Guest {
+    let command_line =
+        if info.magic == START_INFO_MAGIC { info.command_line as *const u8 } else { core::ptr::null() };
+    let number = |name: &str, default| argument(command_line, name.as_bytes(), default);
+    let memory = number("mb", 32).clamp(9, 3072) << 20;
+    let pages = ((memory - PATTERN_AT) / PAGE) as usize;
+    let seed = mix(number("seed", 1));
+    let (zero, dup) = (number("zero", 0), number("dup", 0));
+    // SAFETY: `start` runs once, on the only CPU, and this is the only reference to the table ever made.
+    let keys = unsafe { &mut (&mut *addr_of_mut!(KEYS))[..pages] };
+    let mut sum = 0u64;
+    for (page, key) in keys.iter_mut().enumerate() {
+        let random = mix(seed ^ (page as u64).wrapping_mul(STEP));
+        let class = random % 100;
+        *key = match class {
+            _ if class < zero => 0,
+            _ if class < zero + dup => mix(random >> 32 & 63) | 1,
+            _ => mix(random) | 1,
+        };
+        sum = sum.wrapping_add(*key);
+        // Firmware may have left something in pages that are to be zero; reading a zero page costs no memory.
+        if *key != 0 || !check(page as u64, 0).0 {
+            fill(page as u64, *key);
+        }
+    }
+    Guest {
+        keys,
+        sum,
+        identity: 0,
+        epoch: 0,
+        device: in32(CONTROL) == CONTROL_MAGIC,
+        workload: Workload {
+            pattern: number("pattern", 0),
+            step: number("step", 256),
+            write: number("write", 50),
+            idle: number("idle", 20_000_000),
+        },
+        rng: seed,
+        cursor: 0,
+        ticks: 0,
+        passes: 0,
+        written: 0,
+        bad: 0,
+        bad_lines: 0,
+    }
+}
+
+/// Called by `boot.s` with the address of the boot protocol's structure.
+#[unsafe(no_mangle)]
+extern "C" fn guest_main(info: &StartInfo) -> ! {
+    let mut guest = start(info);
+    let mut line = guest.line();
+    line.field("READY pages ", guest.keys.len() as u64);
+    line.text("\n");
+    line.send();
+    loop {
+        guest.listen();
+        guest.tick();
+        let since = cycles();
+        while cycles().wrapping_sub(since) < guest.workload.idle {
+            core::hint::spin_loop();
+        }
+    }
+}

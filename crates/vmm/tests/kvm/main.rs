@@ -1,0 +1,4 @@
+//! Running VMs: the micro-VM's guest checks its memory, with a real vCPU. Needs /dev/kvm.
+
+mod microvm;
+mod support;
