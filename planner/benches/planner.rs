@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use planner::inventory::{Host, Multicast, Source, Target, Vm};
+use planner::inventory::{Apart, Host, Multicast, Source, Target, Vm};
 use planner::{
     GroupLimits, HostSet, Inventory, Isolation, SegmentWeight, SignatureWeight, Signatures, check, make_plan,
     place, schedule,
@@ -63,6 +63,8 @@ fn fleet(hosts: usize, vms: usize) -> (Inventory, Signatures) {
         to: Target::Clones(1),
         affinity: Vec::new(),
         anti_affinity: if v % 20 == 1 { vec![format!("v{}", v - 1)] } else { Vec::new() },
+        clones_per_host: 1,
+        apart: Apart::Host,
     };
     let list: Vec<Vm> = (0..vms).map(|v| vm(v, &mut random)).collect();
     let total: u64 = list.iter().map(|v| v.memory_mib).sum();
@@ -72,7 +74,9 @@ fn fleet(hosts: usize, vms: usize) -> (Inventory, Signatures) {
         memory_mib: total * 6 / 5 / hosts as u64 + 4096,
         vcpus: u32::try_from(vms).expect("few VMs"),
         rate_mbps: 10_000,
+        link_cost: 1,
         rack: None,
+        domain: None,
     };
     let mut sets: std::collections::BTreeMap<Vec<String>, u64> = std::collections::BTreeMap::new();
     for v in &list {
@@ -88,12 +92,14 @@ fn fleet(hosts: usize, vms: usize) -> (Inventory, Signatures) {
             *sets.entry(members).or_default() += random.below(10_000) + 1;
         }
     }
-    let weights =
-        sets.into_iter().map(|(vms, pages)| SignatureWeight { vms, pages, bytes: pages * 4096 }).collect();
+    let weights = sets
+        .into_iter()
+        .map(|(vms, pages)| SignatureWeight { vms, pages, bytes: pages * 4096, ..SignatureWeight::default() })
+        .collect();
     let inventory = Inventory {
         version: 1,
         name: "fleet".to_owned(),
-        source: Source { name: "s".to_owned(), address: None, rate_mbps: 10_000 },
+        source: Source { name: "s".to_owned(), address: None, rate_mbps: 10_000, rack: None },
         hosts: (0..hosts).map(host).collect(),
         vms: list,
         multicast: Multicast {
@@ -104,6 +110,9 @@ fn fleet(hosts: usize, vms: usize) -> (Inventory, Signatures) {
             ttl: 1,
             join_latency_ms: 20,
             leave_tail_ms: 2000,
+            superset_permille: 20,
+            mtu: 1500,
+            loss_ppm: 0,
         },
         isolation: Isolation::Normal,
         topology: None,

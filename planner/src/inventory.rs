@@ -1,10 +1,12 @@
 //! `inventory.json`: what there is, and what the operator wants of it.
 
+mod network;
 mod validate;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use network::{Host, Isolation, Multicast, Rack, Source, Topology};
 pub use validate::{Problem, Problems};
 
 use crate::FORMAT_VERSION;
@@ -29,41 +31,9 @@ pub struct Inventory {
     /// How far apart tenants are kept. Default: `normal`.
     #[serde(default)]
     pub isolation: Isolation,
-    /// Racks of the target hosts. Default: all in one.
+    /// Racks and the links between them. Default: all hosts, and the source, behind one switch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub topology: Option<Topology>,
-}
-
-/// The host that holds the VMs' memory and sends it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Source {
-    /// Name of the host, for reports.
-    pub name: String,
-    /// IP address whose interface sends. Default: the interface that routes to the hosts.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub address: Option<String>,
-    /// Rate of its link, in Mbit/s (10^6 bit/s), at least 1.
-    pub rate_mbps: u32,
-}
-
-/// A target host.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Host {
-    /// Name: the DNS name in the host's certificate. Letters, digits, `-`, `.` and `_`.
-    pub name: String,
-    /// Address of its `scatter receive`, `ip:port` (`[ip]:port` with IPv6).
-    pub address: String,
-    /// Memory for VMs, in MiB.
-    pub memory_mib: u64,
-    /// Virtual CPUs that VMs may have in all; above the number of cores to overcommit.
-    pub vcpus: u32,
-    /// Rate of its link, in Mbit/s (10^6 bit/s), at least 1.
-    pub rate_mbps: u32,
-    /// Name of its rack, one of `topology.racks`. Default: none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rack: Option<String>,
 }
 
 /// A VM to move or clone.
@@ -88,19 +58,50 @@ pub struct Vm {
     /// How many copies, or where. Default: one copy, on the host that suits best.
     #[serde(default)]
     pub to: Target,
+    /// Most clones on one host, at least 1. A host gets the pages once however many clones it starts from them, but
+    /// each clone takes memory and vCPUs. Default: 1.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub clones_per_host: u32,
     /// Names of VMs to be near: each host with a copy of this VM also gets a copy of each of these.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub affinity: Vec<String>,
-    /// Names of VMs to be apart from: no host gets a copy of this VM and of one of these.
+    /// Names of VMs to be apart from: no host (rack, failure domain; see `apart`) gets a copy of this VM and of one of
+    /// these.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub anti_affinity: Vec<String>,
+    /// What this VM shares with none of `anti_affinity`, and none of its own clones with another: a host, a rack, or a
+    /// failure domain. Default: `host`.
+    #[serde(default, skip_serializing_if = "Apart::is_host")]
+    pub apart: Apart,
+}
+
+/// What VMs that are to be apart must not share.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Apart {
+    /// A host.
+    #[default]
+    Host,
+    /// A rack: hosts that name the same `rack`. A host that names none is a rack of its own.
+    Rack,
+    /// A failure domain: hosts that name the same `domain`. A host that names none is a domain of its own.
+    Domain,
+}
+
+impl Apart {
+    /// Whether it is the default. Takes a reference, as serde wants it.
+    fn is_host(&self) -> bool {
+        *self == Self::Host
+    }
 }
 
 /// Where the copies of a VM go.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Target {
-    /// This many copies, at least 1, each on a host of its own. One copy is a migration.
+    /// This many copies, at least 1, at most `clones_per_host` of them on one host. One copy is a migration.
     Clones(u32),
     /// One copy on each of the hosts named.
     Hosts(Vec<String>),
@@ -122,63 +123,6 @@ pub enum ImageFormat {
     QemuMappedRam,
     /// Memory file of a Firecracker snapshot.
     Firecracker,
-}
-
-/// The multicast addresses of a transfer, and what the network bears.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Multicast {
-    /// Range of group addresses, such as `239.77.0.0/16` (IPv4, /10 to /32) or `ff15::4d00:0/112` (IPv6, /96 to
-    /// /128). Two transfers at once need ranges apart.
-    pub pool: String,
-    /// UDP port of the data, 1–65,535. Default: 47077.
-    #[serde(default = "default_port")]
-    pub port: u16,
-    /// Most group addresses in use; switches hold a limited number. 0: everything by unicast. Default: 1024.
-    #[serde(default = "default_max_groups")]
-    pub max_groups: u32,
-    /// Most group addresses that one host joins at once (Linux: `net.ipv4.igmp_max_memberships`). Default: 20.
-    #[serde(default = "default_memberships_max")]
-    pub memberships_max: u32,
-    /// Time to live, or hop limit, of the datagrams, 1–255: 1 stays within the subnet. Default: 1.
-    #[serde(default = "default_ttl")]
-    #[schemars(range(min = 1))]
-    pub ttl: u8,
-    /// Milliseconds from a join to the first datagram. Default: 20 (Linux bridge: 9–20).
-    #[serde(default = "default_join_latency_ms")]
-    pub join_latency_ms: u32,
-    /// Milliseconds for which datagrams still come after a leave. Default: 2000 (no fast-leave: 2030).
-    #[serde(default = "default_leave_tail_ms")]
-    pub leave_tail_ms: u32,
-}
-
-/// How far apart tenants are kept.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Isolation {
-    /// Equal pages are merged over all VMs; a sliver may travel in a group with hosts that do not need it.
-    #[default]
-    Normal,
-    /// Pages are merged within a tenant only, and each group is exactly the hosts that need its pages.
-    Strict,
-}
-
-/// The network between the hosts.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Topology {
-    /// Racks; hosts name theirs in `rack`.
-    pub racks: Vec<Rack>,
-}
-
-/// Hosts behind one switch.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Rack {
-    /// Name.
-    pub name: String,
-    /// Rate of the link between the rack's switch and the core, in Mbit/s (10^6 bit/s), at least 1.
-    pub uplink_mbps: u32,
 }
 
 /// Why an inventory cannot be used.
@@ -226,6 +170,17 @@ impl Inventory {
         if problems.is_empty() { Ok(()) } else { Err(InventoryError::Invalid(Problems(problems))) }
     }
 
+    /// A digest of everything in it: BLAKE3 of its JSON, in hexadecimal. Equal inventories have equal ones, however
+    /// their files are laid out.
+    ///
+    /// # Panics
+    /// Never: an inventory's keys are strings and its numbers integers.
+    #[must_use]
+    pub fn fingerprint(&self) -> String {
+        let json = serde_json::to_vec(self).expect("string keys and integers are valid JSON");
+        blake3::hash(&json).to_hex().to_string()
+    }
+
     /// The JSON Schema (draft 2020-12) of `inventory.json`.
     #[must_use]
     pub fn schema() -> serde_json::Value {
@@ -258,26 +213,7 @@ const fn one() -> u32 {
     1
 }
 
-const fn default_port() -> u16 {
-    47077
-}
-
-const fn default_max_groups() -> u32 {
-    1024
-}
-
-const fn default_memberships_max() -> u32 {
-    20
-}
-
-const fn default_ttl() -> u8 {
-    1
-}
-
-const fn default_join_latency_ms() -> u32 {
-    20
-}
-
-const fn default_leave_tail_ms() -> u32 {
-    2000
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
+const fn is_one(figure: &u32) -> bool {
+    *figure == 1
 }

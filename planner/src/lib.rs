@@ -44,6 +44,7 @@ mod check;
 mod host_set;
 pub mod inventory;
 mod make;
+mod network;
 mod place;
 pub mod plan;
 mod pool;
@@ -56,10 +57,11 @@ pub use check::{Violation, check};
 pub use host_set::HostSet;
 pub use inventory::{Inventory, InventoryError, Isolation};
 pub use make::{PlanError, make_plan, segment_weights};
+pub use network::{Link, LinkKind, Network};
 pub use place::{Change, Constraint, Infeasible, Method, PlaceError, Placement, Resource, place};
 pub use plan::{Plan, PlanFileError};
 pub use pool::{Pool, PoolError};
-pub use predict::{HostPrediction, LinkRates, Prediction, predict};
+pub use predict::{LinkPrediction, Overhead, Prediction, predict};
 pub use schedule::{
     Bounds, Channel, GroupLimits, Membership, Schedule, ScheduledGroup, ScheduledSegment, SegmentWeight,
     schedule,

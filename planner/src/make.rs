@@ -5,12 +5,15 @@ use std::time::Duration;
 
 use crate::check::{Violation, check};
 use crate::inventory::{Inventory, InventoryError};
+use crate::network::{Crossed, Link, Network};
 use crate::place::{PlaceError, Placement, place};
-use crate::plan::{Group, Plan, PlannedVm, Predicted, Segment, listed};
+use crate::plan::{
+    Alternative, ClassBytes, Group, LinkLoad, Mode, Origin, Plan, PlannedVm, Predicted, Segment, listed,
+};
 use crate::pool::{Pool, PoolError};
-use crate::predict::{LinkRates, Prediction, predict};
+use crate::predict::{LinkPrediction, Overhead, Prediction, predict, time};
 use crate::schedule::{Channel, GroupLimits, Schedule, SegmentWeight, schedule};
-use crate::signatures::{SignatureError, Signatures, weights};
+use crate::signatures::{SignatureError, Signatures, Weight, weights};
 use crate::{FORMAT_VERSION, HostSet};
 
 /// Why there is no plan.
@@ -46,28 +49,30 @@ pub fn make_plan(
     seed: u64,
 ) -> Result<Plan, PlanError> {
     let placement = place(inventory, signatures)?;
-    let segments = segment_weights(inventory, signatures, &placement.hosts_of_vm)?;
+    let weights = weights(inventory, signatures)?;
+    let (segments, classes) = by_host_set(&weights, &placement.hosts_of_vm);
     let pool: Pool = inventory.multicast.pool.parse().map_err(PlanError::Pool)?;
-    let source_bps = bps(inventory.source.rate_mbps);
+    let network = Network::new(&inventory.source, &inventory.hosts, inventory.topology.as_ref());
     let limits = GroupLimits {
         seed,
-        ..GroupLimits::new(&inventory.multicast, &pool, inventory.isolation, source_bps)
+        ..GroupLimits::new(&inventory.multicast, &pool, inventory.isolation, network.links()[0].rate_bps)
     };
     let scheduled = schedule(&segments, &limits);
-    let rates =
-        LinkRates { source_bps, host_bps: inventory.hosts.iter().map(|h| bps(h.rate_mbps)).collect() };
-    let predicted = predict(&segments, &scheduled, &rates);
+    let predicted = predict(&segments, &scheduled, &network, &Overhead::of(&inventory.multicast));
+    let made = Made { placement, segments, classes, network, scheduled, predicted };
     let plan = Plan {
         version: FORMAT_VERSION,
         name: inventory.name.clone(),
         source: inventory.source.clone(),
         hosts: inventory.hosts.clone(),
-        vms: planned_vms(inventory, &placement),
+        vms: planned_vms(inventory, &made.placement),
         multicast: inventory.multicast.clone(),
         isolation: inventory.isolation,
-        groups: groups(inventory, &scheduled, &pool),
-        schedule: segments_in_order(inventory, &segments, &scheduled),
-        predicted: Some(totals(&placement, &scheduled, &predicted, signatures.is_some())),
+        topology: inventory.topology.clone(),
+        origin: Some(Origin { inventory: None, fingerprint: inventory.fingerprint(), seed }),
+        groups: groups(inventory, &made.scheduled, &pool),
+        schedule: segments_in_order(inventory, &made.segments, &made.scheduled),
+        predicted: Some(made.totals(signatures.is_some())),
     };
     check(&plan, Some(inventory)).map_err(PlanError::Refused)?;
     Ok(plan)
@@ -88,19 +93,27 @@ pub fn segment_weights(
     signatures: Option<&Signatures>,
     hosts_of_vm: &[HostSet],
 ) -> Result<Vec<SegmentWeight>, SignatureError> {
-    let mut by_hosts: BTreeMap<HostSet, u64> = BTreeMap::new();
-    for (vms, bytes) in weights(inventory, signatures)? {
-        let mut hosts = HostSet::new();
-        for vm in vms {
-            hosts.union_with(&hosts_of_vm[usize::from(vm)]);
-        }
-        *by_hosts.entry(hosts).or_default() += bytes;
-    }
-    Ok(by_hosts.into_iter().map(|(hosts, bytes)| SegmentWeight { hosts, bytes }).collect())
+    Ok(by_host_set(&weights(inventory, signatures)?, hosts_of_vm).0)
 }
 
-fn bps(mbps: u32) -> u64 {
-    u64::from(mbps) * 1_000_000
+/// The bytes of each host set, and their classes.
+fn by_host_set(weights: &[Weight], hosts_of_vm: &[HostSet]) -> (Vec<SegmentWeight>, Vec<ClassBytes>) {
+    let mut by_hosts: BTreeMap<HostSet, ClassBytes> = BTreeMap::new();
+    for weight in weights {
+        let hosts = weight.hosts(hosts_of_vm);
+        let mut class = ClassBytes::default();
+        match (hosts.len(), weight.vms.len()) {
+            // Every host that needs these has them.
+            (0, _) => continue,
+            (1, 1) => (class.repeated, class.unique) = (weight.repeated, weight.bytes - weight.repeated),
+            (1, _) => class.one_host = weight.bytes,
+            _ => class.several_hosts = weight.bytes,
+        }
+        by_hosts.entry(hosts).or_default().add(&class);
+    }
+    let segments =
+        by_hosts.iter().map(|(hosts, class)| SegmentWeight { hosts: hosts.clone(), bytes: class.total() });
+    (segments.collect(), by_hosts.values().copied().collect())
 }
 
 fn names(inventory: &Inventory, hosts: &HostSet) -> Vec<String> {
@@ -116,6 +129,8 @@ fn planned_vms(inventory: &Inventory, placement: &Placement) -> Vec<PlannedVm> {
         vcpus: vm.vcpus,
         tenant: vm.tenant.clone(),
         hosts: names(inventory, hosts),
+        instances: Vec::new(),
+        stamp: None,
     });
     planned.collect()
 }
@@ -145,25 +160,74 @@ fn segments_in_order(
     in_order.collect()
 }
 
-fn totals(placement: &Placement, scheduled: &Schedule, predicted: &Prediction, measured: bool) -> Predicted {
-    Predicted {
-        measured,
-        unique_bytes: predicted.unique_bytes,
-        source_bytes: predicted.source_bytes,
-        host_bytes: predicted.hosts.iter().map(|host| host.received_bytes).collect(),
-        host_needed_bytes: predicted.hosts.iter().map(|host| host.needed_bytes).collect(),
-        placement_bytes: placement.bytes,
-        placement_bytes_min: placement.bytes_min,
-        joins: scheduled.joins,
-        membership_changes: scheduled.changes,
-        membership_changes_min: if scheduled.bounds.optimal {
-            scheduled.changes
-        } else {
-            scheduled.bounds.best()
-        },
-        stall_ms: ms(scheduled.stall),
-        duration_ms: ms(predicted.duration),
-        duration_ms_min: ms(predicted.lower_bound),
+/// Everything that a plan is written from.
+struct Made {
+    placement: Placement,
+    segments: Vec<SegmentWeight>,
+    /// Of each segment.
+    classes: Vec<ClassBytes>,
+    network: Network,
+    scheduled: Schedule,
+    predicted: Prediction,
+}
+
+impl Made {
+    fn totals(&self, measured: bool) -> Predicted {
+        let (placement, scheduled, predicted) = (&self.placement, &self.scheduled, &self.predicted);
+        let host_links = self.network.host_link(0)..;
+        Predicted {
+            measured,
+            unique_bytes: predicted.unique_bytes,
+            source_bytes: predicted.links[0].bytes,
+            host_bytes: predicted.links[host_links].iter().map(|link| link.bytes).collect(),
+            host_needed_bytes: predicted.needed_bytes.clone(),
+            links: self.link_loads(),
+            placement_bytes: predicted.needed_bytes.iter().sum(),
+            placement_cost: placement.cost,
+            placement_cost_min: placement.cost_min,
+            placement_method: placement.method.to_string(),
+            placement_alternatives: placement
+                .alternatives
+                .iter()
+                .map(|(method, cost)| Alternative { method: method.to_string(), cost: *cost })
+                .collect(),
+            mode: Mode::ExactSets,
+            modes: Vec::new(),
+            joins: scheduled.joins,
+            membership_changes: scheduled.changes,
+            membership_changes_min: if scheduled.bounds.optimal {
+                scheduled.changes
+            } else {
+                scheduled.bounds.best()
+            },
+            stall_ms: ms(scheduled.stall),
+            duration_ms: ms(predicted.duration),
+            duration_ms_min: ms(predicted.lower_bound),
+            host_done_ms: predicted.done.iter().map(|&done| ms(done)).collect(),
+        }
+    }
+
+    fn link_loads(&self) -> Vec<LinkLoad> {
+        let links = self.network.links();
+        let mut classes = vec![ClassBytes::default(); links.len()];
+        let mut crossed = Crossed::new(&self.network);
+        for (segment, class) in self.segments.iter().zip(&self.classes) {
+            for &link in crossed.by(&self.network, &segment.hosts) {
+                classes[link].add(class);
+            }
+        }
+        let loads = links.iter().zip(&self.predicted.links).zip(classes);
+        let load = |((link, load), classes): ((&Link, &LinkPrediction), ClassBytes)| LinkLoad {
+            kind: link.kind,
+            name: link.name.clone(),
+            rate_mbps: link.rate_bps / 1_000_000,
+            bytes: load.bytes,
+            classes,
+            extra_bytes: load.bytes - load.needed_bytes,
+            network_bytes: load.network_bytes,
+            busy_ms: ms(time(load.network_bytes, link.rate_bps)),
+        };
+        loads.map(load).collect()
     }
 }
 

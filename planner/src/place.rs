@@ -12,7 +12,7 @@ use std::fmt;
 
 use crate::HostSet;
 use crate::inventory::{Inventory, InventoryError};
-use crate::signatures::{SignatureError, Signatures, Weights, weights};
+use crate::signatures::{SignatureError, Signatures, Weight, weights};
 
 use problem::Problem;
 use search::Outcome;
@@ -34,12 +34,14 @@ const EXACT_STEPS_MAX: u64 = 200_000;
 pub struct Placement {
     /// The hosts of each VM, by VM index of the inventory.
     pub hosts_of_vm: Vec<HostSet>,
-    /// What it costs: the bytes that hosts need, summed over the hosts.
-    pub bytes: u64,
+    /// What it costs: the bytes needed behind each link, times the link's cost, summed over all links but the source's.
+    pub cost: u64,
     /// A lower bound of that cost over all placements; the cost itself if it is proved least.
-    pub bytes_min: u64,
+    pub cost_min: u64,
     /// How it was found.
     pub method: Method,
+    /// What other ways would cost, the cheapest first.
+    pub alternatives: Vec<(Method, u64)>,
 }
 
 /// How a placement was found.
@@ -113,9 +115,9 @@ pub fn place(inventory: &Inventory, signatures: Option<&Signatures>) -> Result<P
     } else {
         (Method::BestFit, any(inventory, &problem)?, false)
     };
-    let bytes = problem::cost(&weights, &hosts_of_vm);
-    let bytes_min = if is_least { bytes } else { problem.cost_min(&weights) };
-    Ok(Placement { hosts_of_vm, bytes, bytes_min, method })
+    let cost = problem::cost(&weights, &hosts_of_vm);
+    let cost_min = if is_least { cost } else { problem.cost_min(&weights) };
+    Ok(Placement { hosts_of_vm, cost, cost_min, method, alternatives: Vec::new() })
 }
 
 /// Placements by what VMs have in common.
@@ -132,7 +134,7 @@ fn candidates(problem: &Problem, sharing: &Sharing) -> Vec<(Method, Vec<HostSet>
 fn improved(
     problem: &Problem,
     sharing: &Sharing,
-    weights: &Weights,
+    weights: &[Weight],
     found: Vec<(Method, Vec<HostSet>)>,
 ) -> (Method, Vec<HostSet>) {
     let improved =
@@ -174,7 +176,7 @@ fn any(inventory: &Inventory, problem: &Problem) -> Result<Vec<HostSet>, PlaceEr
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inventory::{Host, Isolation, Multicast, Source, Target, Vm};
+    use crate::inventory::{Apart, Host, Isolation, Multicast, Source, Target, Vm};
     use crate::rng::Rng;
     use crate::signatures::SignatureWeight;
 
@@ -185,7 +187,12 @@ mod tests {
         let mut add = |members: Vec<usize>, pages: usize| {
             let vms: Vec<String> = members.into_iter().map(name).collect();
             if !vms.is_empty() && weights.iter().all(|w| w.vms != vms) {
-                weights.push(SignatureWeight { vms, pages: pages as u64, bytes: pages as u64 * 4096 });
+                weights.push(SignatureWeight {
+                    vms,
+                    pages: pages as u64,
+                    bytes: pages as u64 * 4096,
+                    ..SignatureWeight::default()
+                });
             }
         };
         add((0..vms).collect(), 500);
@@ -208,7 +215,9 @@ mod tests {
             memory_mib: 3,
             vcpus: 3,
             rate_mbps: 1,
+            link_cost: 1,
             rack: None,
+            domain: None,
         };
         let vm = |v: usize| Vm {
             name: name(v),
@@ -220,12 +229,14 @@ mod tests {
             to: Target::default(),
             affinity: Vec::new(),
             anti_affinity: Vec::new(),
+            clones_per_host: 1,
+            apart: Apart::Host,
         };
         let multicast: Multicast = serde_json::from_str(r#"{"pool": "239.77.0.0/16"}"#).unwrap();
         let inventory = Inventory {
             version: 1,
             name: "families".to_owned(),
-            source: Source { name: "s".to_owned(), address: None, rate_mbps: 1 },
+            source: Source { name: "s".to_owned(), address: None, rate_mbps: 1, rack: None },
             hosts: (0..hosts).map(host).collect(),
             vms: (0..vms).map(vm).collect(),
             multicast,

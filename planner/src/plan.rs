@@ -7,9 +7,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::check::{Violation, check};
 use crate::host_set::host_index;
-use crate::inventory::{Host, ImageFormat, Isolation, Multicast, Source, format_version};
+use crate::inventory::{Host, ImageFormat, Isolation, Multicast, Source, Topology, format_version};
 use crate::pool::{Pool, PoolError};
-use crate::{FORMAT_VERSION, GroupLimits, HostSet};
+use crate::{FORMAT_VERSION, GroupLimits, HostSet, Network, SegmentWeight};
+
+mod predicted;
+
+pub use predicted::{Alternative, ClassBytes, LinkLoad, Mode, ModeCost, Predicted};
 
 /// A plan: what `scatter plan` writes and `scatter send --group plan.json` runs.
 ///
@@ -34,6 +38,12 @@ pub struct Plan {
     /// How far apart tenants are kept.
     #[serde(default)]
     pub isolation: Isolation,
+    /// Racks and the links between them. Default: all hosts, and the source, behind one switch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub topology: Option<Topology>,
+    /// What the plan was made from, so that a stale one is known. A plan written by hand has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
     /// The groups, in the order of their first segments.
     #[serde(default)]
     pub groups: Vec<Group>,
@@ -65,6 +75,35 @@ pub struct PlannedVm {
     pub tenant: Option<String>,
     /// Names of the hosts that get a copy, at least one, none twice.
     pub hosts: Vec<String>,
+    /// How many clones each of `hosts` starts from its copy, each at least 1. Default: one on each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub instances: Vec<u32>,
+    /// The image as it was when the plan was made. Default: it was not looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stamp: Option<ImageStamp>,
+}
+
+/// What tells an image that was written since from one that was not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ImageStamp {
+    /// Bytes of the file.
+    pub bytes: u64,
+    /// When it was last written, in nanoseconds since 1970.
+    pub modified_ns: u64,
+}
+
+/// What a plan was made from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Origin {
+    /// Path of the inventory. Default: it was no file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inventory: Option<String>,
+    /// [`crate::Inventory::fingerprint`] of the inventory.
+    pub fingerprint: String,
+    /// Seed of the searches.
+    pub seed: u64,
 }
 
 /// A multicast group.
@@ -89,38 +128,6 @@ pub struct Segment {
     pub group: Option<u32>,
     /// Predicted bytes of the contents, each counted once.
     pub predicted_bytes: u64,
-}
-
-/// Predicted totals of a plan.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Predicted {
-    /// Whether the bytes follow from measured images; otherwise each VM counts in full.
-    pub measured: bool,
-    /// Bytes of all segments, each once: the least that the source can send.
-    pub unique_bytes: u64,
-    /// Bytes on the source's link.
-    pub source_bytes: u64,
-    /// Bytes on each host's link, in the order of `hosts`.
-    pub host_bytes: Vec<u64>,
-    /// Bytes that each host needs, in the order of `hosts`.
-    pub host_needed_bytes: Vec<u64>,
-    /// Sum of what hosts need, which the placement minimises.
-    pub placement_bytes: u64,
-    /// What no placement can bring that sum below.
-    pub placement_bytes_min: u64,
-    /// Joins of group addresses over all hosts; leaves are as many.
-    pub joins: u64,
-    /// Hosts that change between successive groups: the cost that the order minimises.
-    pub membership_changes: u64,
-    /// What no order can bring that cost below, as far as known.
-    pub membership_changes_min: u64,
-    /// Time spent waiting for joins, in ms, rounded up.
-    pub stall_ms: u64,
-    /// Time to send, at the links' rates, in ms, rounded up.
-    pub duration_ms: u64,
-    /// What no schedule of this placement can go below, in ms: the slower of source and hosts.
-    pub duration_ms_min: u64,
 }
 
 /// Why a plan cannot be used.
@@ -185,6 +192,38 @@ impl Plan {
         let set =
             |vm: &PlannedVm| vm.hosts.iter().filter_map(|name| index.get(name.as_str()).copied()).collect();
         self.vms.iter().map(set).collect()
+    }
+
+    /// How many clones of each VM each host starts: by VM index, host index and count, hosts in the plan's order.
+    #[must_use]
+    pub fn instances_of_vms(&self) -> Vec<Vec<(u16, u32)>> {
+        let index: BTreeMap<&str, u16> =
+            self.hosts.iter().enumerate().map(|(i, host)| (host.name.as_str(), host_index(i))).collect();
+        let counts = |vm: &PlannedVm| {
+            let of = |(i, name): (usize, &String)| {
+                Some((*index.get(name.as_str())?, vm.instances.get(i).copied().unwrap_or(1)))
+            };
+            vm.hosts.iter().enumerate().filter_map(of).collect()
+        };
+        self.vms.iter().map(counts).collect()
+    }
+
+    /// The links from the source to the hosts.
+    #[must_use]
+    pub fn network(&self) -> Network {
+        Network::new(&self.source, &self.hosts, self.topology.as_ref())
+    }
+
+    /// The predicted segments, in the order of `schedule`. Names of hosts that the plan lacks are skipped.
+    #[must_use]
+    pub fn segment_weights(&self) -> Vec<SegmentWeight> {
+        let index: BTreeMap<&str, u16> =
+            self.hosts.iter().enumerate().map(|(i, host)| (host.name.as_str(), host_index(i))).collect();
+        let weight = |segment: &Segment| SegmentWeight {
+            hosts: segment.hosts.iter().filter_map(|name| index.get(name.as_str()).copied()).collect(),
+            bytes: segment.predicted_bytes,
+        };
+        self.schedule.iter().map(weight).collect()
     }
 
     /// The range of group addresses.

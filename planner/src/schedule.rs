@@ -85,6 +85,7 @@ impl GroupLimits {
             join_latency: Duration::from_millis(multicast.join_latency_ms.into()),
             leave_tail: Duration::from_millis(multicast.leave_tail_ms.into()),
             rate_bps,
+            superset_extra_permille: multicast.superset_permille.into(),
             isolation,
             ..Self::default()
         }
@@ -184,6 +185,8 @@ pub struct Schedule {
     pub source_bytes: u64,
     /// Time that the source waits for joins, at the rate given, if it does not fill it otherwise.
     pub stall: Duration,
+    /// Where it waits: positions in [`Schedule::segments`], ascending, and for how long before each.
+    pub waits: Vec<(usize, Duration)>,
     /// Time to send everything at the rate given, stalls included.
     pub duration: Duration,
 }
@@ -214,6 +217,7 @@ pub fn schedule(segments: &[SegmentWeight], limits: &GroupLimits) -> Schedule {
         joins: joined.joins,
         source_bytes: costs.iter().fold(0, |sum: u64, &cost| sum.saturating_add(cost)),
         stall: joined.stall,
+        waits: joined.waits,
         duration: joined.duration,
     }
 }

@@ -140,14 +140,14 @@ fn signatures(index: &MergeIndex, vms: &[&Vm], ratio: f64) -> Signatures {
         )]
         let bytes = (units::float(pages) * units::float(pages::PAGE_SIZE as u64) * ratio).round() as u64;
         let vms = set.iter().map(|vm| vms[usize::from(vm)].name.clone()).collect();
-        SignatureWeight { vms, pages, bytes }
+        SignatureWeight { vms, pages, bytes, ..SignatureWeight::default() }
     };
     let mut weights: Vec<SignatureWeight> =
         index.signatures().iter().zip(index.signature_weights()).map(weight).collect();
     // A VM of uniform pages only was measured, too.
     for vm in vms {
         if !weights.iter().any(|weight| weight.vms.contains(&vm.name)) {
-            weights.push(SignatureWeight { vms: vec![vm.name.clone()], pages: 0, bytes: 0 });
+            weights.push(SignatureWeight { vms: vec![vm.name.clone()], ..SignatureWeight::default() });
         }
     }
     Signatures { version: FORMAT_VERSION, weights }

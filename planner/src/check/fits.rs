@@ -60,6 +60,7 @@ pub(super) fn check_inventory(plan: &Plan, inventory: &Inventory, found: &mut Ve
         ("the source", plan.source == inventory.source),
         ("`multicast`", plan.multicast == inventory.multicast),
         ("`isolation`", plan.isolation == inventory.isolation),
+        ("`topology`", plan.topology == inventory.topology),
     ];
     found.extend(same.iter().filter(|(_, is_same)| !is_same).map(|(thing, _)| stale(thing, "differs")));
     let planned: BTreeMap<&str, _> = plan.hosts.iter().map(|host| (host.name.as_str(), host)).collect();

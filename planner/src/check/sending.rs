@@ -8,9 +8,6 @@ use crate::inventory::Isolation;
 use crate::plan::{Group, Plan};
 use crate::pool::Pool;
 
-/// Share of a host's need that it may get in groups larger than a segment's hosts, in thousandths.
-const WASTE_PERMILLE: u128 = 20;
-
 /// What the schedule makes of a group.
 struct Use<'a> {
     group: &'a Group,
@@ -181,8 +178,9 @@ impl Totals {
     fn compare(&self, plan: &Plan, found: &mut Vec<Violation>) {
         for (host, &(need, got)) in plan.hosts.iter().zip(&self.hosts) {
             let bytes = got.saturating_sub(need);
-            if bytes * 1000 > need * WASTE_PERMILLE {
-                found.push(Violation::Waste { host: host.name.clone(), bytes, need });
+            if bytes * 1000 > need * u128::from(plan.multicast.superset_permille) {
+                let permille = plan.multicast.superset_permille;
+                found.push(Violation::Waste { host: host.name.clone(), bytes, need, permille });
             }
         }
         let Some(predicted) = &plan.predicted else { return };
@@ -206,7 +204,7 @@ impl Totals {
             }
         }
         let at_least = [
-            ("placement_bytes_min", predicted.placement_bytes_min, predicted.placement_bytes),
+            ("placement_cost_min", predicted.placement_cost_min, predicted.placement_cost),
             ("membership_changes_min", predicted.membership_changes_min, predicted.membership_changes),
             ("duration_ms_min", predicted.duration_ms_min, predicted.duration_ms),
         ];

@@ -164,7 +164,7 @@ pub enum Violation {
     },
     /// A host gets too much that it does not need.
     #[error(
-        "host `{host}` gets {bytes} bytes that it does not need, more than 2 % of the {need} that it does"
+        "host `{host}` gets {bytes} bytes that it does not need, more than {permille} thousandths of the {need} that it does"
     )]
     Waste {
         /// The host.
@@ -173,6 +173,8 @@ pub enum Violation {
         bytes: u128,
         /// Bytes needed.
         need: u128,
+        /// What may be, in thousandths of the need.
+        permille: u32,
     },
     /// Two segments have the same hosts.
     #[error("segments {first} and {second} have the same hosts")]

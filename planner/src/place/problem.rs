@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::HostSet;
 use crate::host_set::host_index;
 use crate::inventory::{Inventory, Target};
-use crate::signatures::Weights;
+use crate::signatures::Weight;
 
 /// What a VM takes of a host, or what a host has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -132,7 +132,7 @@ impl Problem {
 
     /// A lower bound of [`cost`]: each signature goes at least to as many hosts as its VMs have copies, are pinned
     /// to, or need for their memory and vCPUs if they got the largest hosts.
-    pub(super) fn cost_min(&self, weights: &Weights) -> u64 {
+    pub(super) fn cost_min(&self, weights: &[Weight]) -> u64 {
         let sorted = |part: fn(&Load) -> u64| {
             let mut room: Vec<u64> = self.hosts.iter().map(part).collect();
             room.sort_unstable_by_key(|&r| std::cmp::Reverse(r));
@@ -147,7 +147,7 @@ impl Problem {
             let copies = items().map(|item| item.copies).max().unwrap_or(0);
             copies.max(pinned.len()).max(fewest(&memory, load.memory)).max(fewest(&vcpus, load.vcpus)) as u64
         };
-        weights.iter().map(|(vms, bytes)| bytes * bound(vms)).sum()
+        weights.iter().map(|weight| weight.bytes * bound(&weight.vms)).sum()
     }
 }
 
@@ -163,11 +163,6 @@ fn fewest(descending: &[u64], need: u64) -> usize {
 }
 
 /// Bytes that hosts need, summed over the hosts: each signature's once on every host that has one of its VMs.
-pub(super) fn cost(weights: &Weights, hosts_of_vm: &[HostSet]) -> u64 {
-    let hosts = |vms: &[u16]| {
-        let mut union = HostSet::new();
-        vms.iter().for_each(|&vm| union.union_with(&hosts_of_vm[usize::from(vm)]));
-        union.len() as u64
-    };
-    weights.iter().map(|(vms, bytes)| bytes * hosts(vms)).sum()
+pub(super) fn cost(weights: &[Weight], hosts_of_vm: &[HostSet]) -> u64 {
+    weights.iter().map(|weight| weight.bytes * weight.hosts(hosts_of_vm).len() as u64).sum()
 }

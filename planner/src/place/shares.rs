@@ -1,7 +1,7 @@
 //! Bytes that a VM has in common with what a host gets anyway.
 
 use super::problem::Problem;
-use crate::signatures::Weights;
+use crate::signatures::Weight;
 
 /// Most counters kept: 100 MB.
 const COUNTERS_MAX: usize = 50_000_000;
@@ -22,14 +22,14 @@ pub(super) struct Sharing {
 }
 
 impl Sharing {
-    pub(super) fn new(problem: &Problem, weights: &Weights) -> Self {
-        let mut several: Vec<&(Vec<u16>, u64)> = weights.iter().filter(|(vms, _)| vms.len() > 1).collect();
-        several.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
+    pub(super) fn new(problem: &Problem, weights: &[Weight]) -> Self {
+        let mut several: Vec<&Weight> = weights.iter().filter(|weight| weight.vms.len() > 1).collect();
+        several.sort_by_key(|weight| std::cmp::Reverse(weight.bytes));
         let count = several.len();
         several.truncate(COUNTERS_MAX / problem.hosts.len().max(1));
         let mut of_vm = vec![Vec::new(); problem.vms.len()];
-        for (signature, (vms, _)) in several.iter().enumerate() {
-            for &vm in vms {
+        for (signature, weight) in several.iter().enumerate() {
+            for &vm in &weight.vms {
                 of_vm[usize::from(vm)].push(signature);
             }
         }
@@ -37,10 +37,13 @@ impl Sharing {
             |vms: &[u16]| vms.iter().map(|&vm| problem.vms[usize::from(vm)].copies).max().unwrap_or(0);
         Self {
             hosts: problem.hosts.len(),
-            least: several.iter().map(|(vms, _)| u16::try_from(copies(vms)).unwrap_or(u16::MAX)).collect(),
+            least: several
+                .iter()
+                .map(|weight| u16::try_from(copies(&weight.vms)).unwrap_or(u16::MAX))
+                .collect(),
             is_all: several.len() == count,
-            bytes: several.iter().map(|(_, bytes)| *bytes).collect(),
-            vms: several.iter().map(|(vms, _)| vms.clone()).collect(),
+            bytes: several.iter().map(|weight| weight.bytes).collect(),
+            vms: several.iter().map(|weight| weight.vms.clone()).collect(),
             of_vm,
         }
     }

@@ -14,6 +14,8 @@ pub(super) struct Joined {
     pub(super) memberships: Vec<Membership>,
     pub(super) joins: u64,
     pub(super) stall: Duration,
+    /// Position and time of each wait.
+    pub(super) waits: Vec<(usize, Duration)>,
     pub(super) duration: Duration,
 }
 
@@ -123,6 +125,7 @@ impl<'a> Timing<'a> {
                 memberships: Vec::new(),
                 joins: 0,
                 stall: Duration::ZERO,
+                waits: Vec::new(),
                 duration: Duration::ZERO,
             },
         }
@@ -158,7 +161,11 @@ impl<'a> Timing<'a> {
         }
         // At rate 0 nothing is known of times.
         if self.limits.rate_bps > 0 {
-            self.joined.stall = self.joined.stall.saturating_add(ready - self.clock);
+            let wait = ready - self.clock;
+            self.joined.stall = self.joined.stall.saturating_add(wait);
+            if !wait.is_zero() {
+                self.joined.waits.push((first, wait));
+            }
             self.clock = ready;
         }
         for position in first..=last {

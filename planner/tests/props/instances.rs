@@ -1,6 +1,6 @@
 //! Random small instances, and the truth about them by enumeration.
 
-use planner::inventory::{Host, Inventory, Isolation, Multicast, Source, Target, Vm};
+use planner::inventory::{Apart, Host, Inventory, Isolation, Multicast, Source, Target, Vm};
 use planner::{SignatureWeight, Signatures};
 use proptest::prelude::*;
 
@@ -61,7 +61,9 @@ impl Small {
             memory_mib: self.hosts[h].0,
             vcpus: self.hosts[h].1,
             rate_mbps: 1000,
+            link_cost: 1,
             rack: None,
+            domain: None,
         });
         let count = self.vms.len();
         let of_mask = |mask: u32, count: usize| (0..count).filter(move |&bit| mask >> bit & 1 == 1);
@@ -79,12 +81,14 @@ impl Small {
                 to: if pins.is_empty() { Target::Clones(vm.copies) } else { Target::Hosts(pins) },
                 affinity: others(vm.with).filter(|&o| !is_apart(o)).map(|o| format!("v{o}")).collect(),
                 anti_affinity: others(vm.apart).map(|o| format!("v{o}")).collect(),
+                clones_per_host: 1,
+                apart: Apart::Host,
             }
         });
         Inventory {
             version: 1,
             name: "small".to_owned(),
-            source: Source { name: "s".to_owned(), address: None, rate_mbps: 1000 },
+            source: Source { name: "s".to_owned(), address: None, rate_mbps: 1000, rack: None },
             hosts: hosts.collect(),
             vms: vms.collect(),
             multicast: multicast(),
@@ -100,7 +104,12 @@ impl Small {
             let vms: Vec<String> =
                 (0..self.vms.len()).filter(|bit| mask >> bit & 1 == 1).map(|v| format!("v{v}")).collect();
             if !vms.is_empty() && weights.iter().all(|w| w.vms != vms) {
-                weights.push(SignatureWeight { vms, pages, bytes: pages * 4096 });
+                weights.push(SignatureWeight {
+                    vms,
+                    pages,
+                    bytes: pages * 4096,
+                    ..SignatureWeight::default()
+                });
             }
         }
         Signatures { version: 1, weights }
@@ -116,6 +125,9 @@ pub(crate) fn multicast() -> Multicast {
         ttl: 1,
         join_latency_ms: 20,
         leave_tail_ms: 2000,
+        superset_permille: 20,
+        mtu: 1500,
+        loss_ppm: 0,
     }
 }
 

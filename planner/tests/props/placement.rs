@@ -103,12 +103,12 @@ fn agrees_with_brute_force() {
         let masks: Vec<u32> = placement.hosts_of_vm.iter().map(mask).collect();
         prop_assert!(is_within_capacity(&inventory, &masks) && keeps_ties(&inventory, &masks), "{:?}", masks);
         prop_assert!(all.contains(&masks));
-        prop_assert_eq!(placement.bytes, traffic(&inventory, &signatures, &masks));
+        prop_assert_eq!(placement.cost, traffic(&inventory, &signatures, &masks));
         let best = all.iter().map(|masks| traffic(&inventory, &signatures, masks)).min().unwrap_or(0);
-        prop_assert!(placement.bytes_min <= best && best <= placement.bytes);
-        prop_assert_eq!(placement.bytes, best, "{:?}", placement.method);
+        prop_assert!(placement.cost_min <= best && best <= placement.cost);
+        prop_assert_eq!(placement.cost, best, "{:?}", placement.method);
         // Without shared pages all placements cost the same, and the bound may be lower than that.
-        prop_assert!(placement.bytes_min == best || placement.method == Method::BestFit);
+        prop_assert!(placement.cost_min == best || placement.method == Method::BestFit);
         let method = match placement.method {
             Method::BestFit => 2,
             Method::Greedy => 3,
