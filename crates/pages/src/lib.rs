@@ -7,7 +7,8 @@
 //!    compared byte by byte and merged. The result is a [`MergeIndex`]: *contents*, each with its
 //!    *placements* and its *signature* (the exact set of VMs that hold it).
 //! 3. [`block`]: contents with their placements become a self-contained block body and back.
-//! 4. [`Bitmap`]: which pages are there already.
+//! 4. [`measure`]: what VMs of several hosts have in common, told by keyed hashes alone, for planning.
+//! 5. [`Bitmap`]: which pages are there already.
 //!
 //! Not here: files and mappings (crate `vmm`), sealing and datagrams (crate `wire`), the order in which
 //! contents are sent (crate `sender`). This crate knows no I/O and no clock; it asks the system for
@@ -18,6 +19,7 @@
 pub mod bitmap;
 pub mod block;
 pub mod ids;
+pub mod measure;
 pub mod merge;
 mod page;
 mod uniform;
