@@ -117,7 +117,7 @@ fn fleet(hosts: usize, vms: usize) -> (Inventory, Signatures) {
         isolation: Isolation::Normal,
         topology: None,
     };
-    (inventory, Signatures { version: 1, weights })
+    (inventory, Signatures { version: 1, weights, ..Default::default() })
 }
 
 fn bench_place(c: &mut Criterion) {

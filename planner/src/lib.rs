@@ -51,7 +51,8 @@ mod pool;
 mod predict;
 mod rng;
 mod schedule;
-mod signatures;
+pub mod signatures;
+pub mod simulate;
 
 pub use check::{Violation, check};
 pub use host_set::HostSet;

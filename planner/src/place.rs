@@ -243,7 +243,7 @@ mod tests {
             isolation: Isolation::Normal,
             topology: None,
         };
-        (inventory, Signatures { version: 1, weights })
+        (inventory, Signatures { version: 1, weights, ..Default::default() })
     }
 
     /// What greedy and descent find, against branch and bound, where both are proved.

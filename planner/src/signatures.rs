@@ -7,8 +7,10 @@ use crate::FORMAT_VERSION;
 use crate::inventory::format_version;
 
 mod indexed;
+mod measured;
 
 pub(crate) use indexed::{Weight, weights};
+pub use measured::{FoundWeight, MeasuredBy, MeasuredClass, MeasuredClasses, MeasuredHost, MeasuredVm};
 
 /// Weights per exact VM set: what measuring images leaves of them for planning.
 ///
@@ -23,6 +25,9 @@ pub struct Signatures {
     /// The weights; each set of VMs at most once with the same `resident`. A VM in no entry counts as not measured: all of its memory as
     /// unlike any other. An entry with 0 bytes says that a VM was measured and found empty.
     pub weights: Vec<SignatureWeight>,
+    /// How the weights came about. Default: not told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub measured: Option<MeasuredBy>,
 }
 
 /// Contents held by exactly these VMs.
@@ -41,6 +46,10 @@ pub struct SignatureWeight {
     /// Names of the hosts that have these contents already, and need not be sent them. Default: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub resident: Vec<String>,
+    /// Standard error of `pages`, if they were estimated from a sample: two of three estimates are within it. Default: 0,
+    /// all were counted.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub standard_error_pages: u64,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]

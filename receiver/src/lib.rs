@@ -12,6 +12,7 @@
 pub mod check;
 pub mod driver;
 mod id_hash;
+pub mod measure;
 mod probe;
 pub mod service;
 pub mod session;

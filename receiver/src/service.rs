@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::mpsc::unbounded_channel;
+use wire::control::measure::Ask;
 use wire::control::{Accept, Message, Offer, RefuseCause, ToHost, ToSender};
 use wire::limits;
 
@@ -45,6 +46,8 @@ pub struct ServiceConfig {
     pub replace: bool,
     /// Ends after the first transfer that was complete.
     pub once: bool,
+    /// Directories whose images a sender may have measured; none refuses it.
+    pub measurable: Vec<PathBuf>,
 }
 
 /// Why the service cannot run.
@@ -122,7 +125,9 @@ impl Service {
             .block_on(Listener::bind(config.listen, &config.identity))
             .map_err(|source| ServiceError::Listen { address: config.listen, source: Box::new(source) })?;
         observer(ServiceEvent::Listening(listener.local_addr()));
-        let shared = Arc::new(Shared { out, waker: Arc::clone(&waker), interface: config.interface.clone() });
+        let agent = crate::measure::Agent::new(config.measurable.clone(), config.workers);
+        let interface = config.interface.clone();
+        let shared = Arc::new(Shared { out, waker: Arc::clone(&waker), interface, agent });
         std::thread::Builder::new()
             .name("control".into())
             .spawn(move || runtime.block_on(listen(listener, shared)))
@@ -350,6 +355,7 @@ struct Shared {
     out: Sender<Result<Incoming, String>>,
     waker: Arc<Waker>,
     interface: Option<Interface>,
+    agent: crate::measure::Agent,
 }
 
 async fn listen(mut listener: Listener, shared: Arc<Shared>) {
@@ -384,6 +390,9 @@ async fn converse(control: net::control::Control, peer: String, shared: Arc<Shar
         Ok(ToHost::Probe(probe)) => {
             crate::probe::serve(probe, peer_address, shared.interface.clone(), &mut writer).await;
             return;
+        }
+        Ok(ToHost::Measure(Ask::Start(start))) => {
+            return crate::measure::serve(start, &shared.agent, &mut reader, &mut writer).await;
         }
         Ok(_) => return refused(&shared, &peer, "its first message is no offer"),
         Err(reason) => return refused(&shared, &peer, &reason),

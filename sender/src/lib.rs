@@ -10,6 +10,7 @@
 
 pub mod driver;
 pub mod encode;
+pub mod measure;
 pub mod prepare;
 pub mod rate;
 pub mod session;

@@ -154,9 +154,54 @@ pub(crate) struct Receive {
     /// Socket buffer in bytes. Default: 33554432 (32 MiB)
     #[arg(long, value_name = "BYTES")]
     pub(crate) rcvbuf: Option<usize>,
+    /// Directory whose images (*.ram, *.raw) a sender may have measured; may be given more than once. Default: none, and
+    /// `scatter measure` is refused: who measures learns which pages are equal to which
+    #[arg(long, value_name = "DIR")]
+    pub(crate) measure: Vec<PathBuf>,
     /// Ends when standard input does
     #[arg(long, hide = true)]
     pub(crate) while_stdin: bool,
+}
+
+/// Measures what VMs have in common, on this host and on others, for planning
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Pages stay where they are: hosts tell keyed hashes, short ones first, whole ones where others may have the same page.
+The result is what `scatter plan --signatures` reads; planning then needs no images at hand.
+
+With --hosts, each host of the inventory is asked; `scatter receive --measure DIR` must be running there.
+
+Examples:
+  scatter measure inventory.json -o signatures.json
+  scatter measure --hosts inventory.json --keys keys/src -o signatures.json
+  scatter measure --hosts inventory.json --sample 64 -o signatures.json
+  scatter plan inventory.json --signatures signatures.json -o plan.json")]
+pub(crate) struct Measure {
+    /// The inventory (`scatter schema inventory`); its images that can be read here are measured here
+    pub(crate) inventory: PathBuf,
+    /// Where the signatures go. Default: standard output
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+    /// Asks each host of the inventory to measure the images that it holds
+    #[arg(long)]
+    pub(crate) hosts: bool,
+    /// Counts pages of the hosts' other images as pages that need not be sent to them, for planning; `scatter send` sends
+    /// them all the same as yet
+    #[arg(long, requires = "hosts")]
+    pub(crate) resident: bool,
+    /// Directory with ca.pem, host.pem and host.key.pem of a sender. Default: keys/<the inventory's source>
+    #[arg(long, value_name = "DIR", env = "SCATTER_KEYS")]
+    pub(crate) keys: Option<PathBuf>,
+    /// Keeps one content in N, chosen by its keyed hash: less memory and traffic, for very large fleets. The file has
+    /// the error
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) sample: u32,
+    /// Encoding whose sizes are sampled: raw, lz4, zstd or zstd:LEVEL
+    #[arg(long, default_value = "zstd:1", value_parser = parse::fixed_encoding)]
+    pub(crate) encoding: pages::block::Encoding,
+    /// Threads that read images here. Default: number of CPUs
+    #[arg(long)]
+    pub(crate) threads: Option<usize>,
 }
 
 /// Makes a plan: who hosts which VM, in which groups, in which order
@@ -190,6 +235,49 @@ pub(crate) struct Plan {
     /// Threads that read images. Default: number of CPUs
     #[arg(long)]
     pub(crate) threads: Option<usize>,
+}
+
+/// Runs a plan's schedule on a modelled network: bytes on each link, joins and leaves, times
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Nothing is sent. The model takes links, joins and leaves from the plan; losses, latency, slow hosts and the rate from
+here. Bytes are those on links, headers counted, beside those that the plan foresees. Equal seeds give equal results.
+
+Examples:
+  scatter simulate plan.json
+  scatter simulate plan.json --rate 900M --loss 10
+  scatter simulate plan.json --host-loss h3=50 --slow h5=200M --leave-tail-ms 2000
+  scatter simulate plan.json --loss 10 --seed 7 --json | jq .done_p99_us")]
+pub(crate) struct Simulate {
+    /// The plan (`scatter plan`)
+    pub(crate) plan: PathBuf,
+    /// Rate on the sender's link in bit/s, headers counted. Default: the link's
+    #[arg(long, value_parser = parse::bits_per_s)]
+    pub(crate) rate: Option<u64>,
+    /// Datagrams lost on the way to each host, in thousandths. Default: the plan's multicast.loss_ppm
+    #[arg(long, value_name = "PERMILLE", value_parser = clap::value_parser!(u32).range(0..=500))]
+    pub(crate) loss: Option<u32>,
+    /// Another loss for one host, as h3=50, in thousandths. May be given more than once
+    #[arg(long, value_name = "HOST=PERMILLE", value_parser = parse::host_figure)]
+    pub(crate) host_loss: Vec<(String, u64)>,
+    /// What one host can take in and write, as h3=200M, in bit/s. May be given more than once
+    #[arg(long, value_name = "HOST=RATE", value_parser = parse::host_rate)]
+    pub(crate) slow: Vec<(String, u64)>,
+    /// One way over each link, in µs
+    #[arg(long, value_name = "MICROSECONDS", default_value_t = 25, value_parser = clap::value_parser!(u64).range(0..=10_000_000))]
+    pub(crate) latency_us: u64,
+    /// From a join to the first datagram, in ms. Default: the plan's, and 5 that the sender adds
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(0..=60_000))]
+    pub(crate) join_latency_ms: Option<u64>,
+    /// For how long datagrams come after a leave, in ms. Default: the plan's
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(0..=600_000))]
+    pub(crate) leave_tail_ms: Option<u64>,
+    /// Seed of the losses
+    #[arg(long, default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// The result as JSON (`scatter schema simulation`)
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// Sends VMs' memory as a plan says
@@ -299,8 +387,10 @@ pub(crate) enum Format {
     Inventory,
     /// Output of `scatter plan`, input of `scatter send`
     Plan,
-    /// Measured weights, `scatter plan --signatures`
+    /// Output of `scatter measure`, input of `scatter plan --signatures`
     Signatures,
+    /// `scatter simulate --json`
+    Simulation,
     /// `scatter send --report`
     Report,
 }

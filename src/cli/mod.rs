@@ -13,6 +13,7 @@ Examples:
   scatter keys init keys                          a fleet's CA; then keys for each host
   scatter receive --name h1 --keys keys/h1        on each target host
   scatter plan inventory.json -o plan.json        who hosts what, in which groups
+  scatter simulate plan.json --loss 10            what it would take
   scatter doctor --plan plan.json --keys keys/src what would make the transfer fail
   scatter send --group plan.json --keys keys/src  the transfer";
 
@@ -41,7 +42,9 @@ pub(crate) enum Command {
     Demo(args::Demo),
     Keys(args::Keys),
     Receive(args::Receive),
+    Measure(args::Measure),
     Plan(args::Plan),
+    Simulate(args::Simulate),
     Send(Box<args::Send>),
     Report(args::Report),
     Doctor(args::Doctor),

@@ -89,6 +89,14 @@ pub(crate) fn encoding(text: &str) -> Result<EncodingChoice, String> {
     })
 }
 
+/// An encoding, named.
+pub(crate) fn fixed_encoding(text: &str) -> Result<Encoding, String> {
+    match encoding(text)? {
+        EncodingChoice::Fixed(encoding) => Ok(encoding),
+        EncodingChoice::Auto => Err("here it must be raw, lz4, zstd, or zstd:LEVEL".to_owned()),
+    }
+}
+
 /// `auto`, or bytes.
 pub(crate) fn symbol_size(text: &str) -> Result<SymbolSize, String> {
     if text == "auto" {
@@ -99,6 +107,20 @@ pub(crate) fn symbol_size(text: &str) -> Result<SymbolSize, String> {
         Ok(bytes) if (min..=max).contains(&bytes) && bytes % 8 == 0 => Ok(SymbolSize::Fixed(bytes)),
         _ => Err(format!("`{text}` is no symbol size: auto, or a multiple of 8 from {min} to {max}")),
     }
+}
+
+/// A host and a figure: `h3=50`.
+pub(crate) fn host_figure(text: &str) -> Result<(String, u64), String> {
+    let wrong = || format!("`{text}` is no host with a figure, as h3=50");
+    let (host, figure) = text.split_once('=').ok_or_else(wrong)?;
+    Ok((host.to_owned(), figure.parse().map_err(|_| wrong())?))
+}
+
+/// A host and a rate: `h3=200M`.
+pub(crate) fn host_rate(text: &str) -> Result<(String, u64), String> {
+    let (host, rate) =
+        text.split_once('=').ok_or_else(|| format!("`{text}` is no host with a rate, as h3=200M"))?;
+    Ok((host.to_owned(), bits_per_s(rate)?))
 }
 
 /// A positive number of seconds, fractions allowed, at most a day.

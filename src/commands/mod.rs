@@ -3,12 +3,14 @@
 pub(crate) mod demo;
 pub(crate) mod doctor;
 pub(crate) mod keys;
+pub(crate) mod measure;
 pub(crate) mod plan;
 pub(crate) mod receive;
 pub(crate) mod report;
 pub(crate) mod schema;
 pub(crate) mod send;
 pub(crate) mod shell;
+pub(crate) mod simulate;
 
 use crate::cli::exit::{Coded, Exit, Failure, Outcome};
 use anyhow::Context;

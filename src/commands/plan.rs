@@ -150,7 +150,7 @@ fn signatures(index: &MergeIndex, vms: &[&Vm], ratio: f64) -> Signatures {
             weights.push(SignatureWeight { vms: vec![vm.name.clone()], ..SignatureWeight::default() });
         }
     }
-    Signatures { version: FORMAT_VERSION, weights }
+    Signatures { version: FORMAT_VERSION, weights, measured: None }
 }
 
 fn summary(plan: &Plan, note: &str) -> String {
@@ -178,7 +178,7 @@ fn summary(plan: &Plan, note: &str) -> String {
 }
 
 /// The first names, and how many more.
-fn shortened(names: &[&str]) -> String {
+pub(crate) fn shortened(names: &[&str]) -> String {
     const SHOWN_MAX: usize = 8;
     match names.len() {
         0 => "nothing".to_owned(),

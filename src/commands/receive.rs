@@ -38,6 +38,8 @@ struct File {
     once: bool,
     workers: Option<usize>,
     rcvbuf: Option<usize>,
+    #[serde(default)]
+    measure: Vec<PathBuf>,
 }
 
 pub(crate) fn run(args: &Receive) -> Outcome {
@@ -92,6 +94,7 @@ fn configure(args: &Receive) -> Outcome<ServiceConfig> {
         workers: workers.max(1),
         replace: args.replace || file.replace,
         once: args.once || file.once,
+        measurable: if args.measure.is_empty() { file.measure } else { args.measure.clone() },
     })
 }
 
@@ -107,7 +110,7 @@ fn read_file(path: &Path) -> Outcome<File> {
     let mut file =
         parsed.with_context(|| format!("configuration {}", path.display())).or_exit(Exit::Input)?;
     let base = path.parent().unwrap_or(Path::new(""));
-    for path in [&mut file.store, &mut file.keys].into_iter().flatten() {
+    for path in [&mut file.store, &mut file.keys].into_iter().flatten().chain(&mut file.measure) {
         *path = base.join(&*path);
     }
     Ok(file)

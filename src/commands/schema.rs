@@ -3,6 +3,7 @@
 use crate::cli::args::{Format, Schema};
 use crate::cli::exit::{Coded, Exit, Outcome};
 use crate::report::TransferReport;
+use planner::simulate::Simulation;
 use planner::{Inventory, Plan, Signatures};
 
 pub(crate) fn run(args: &Schema) -> Outcome {
@@ -10,6 +11,7 @@ pub(crate) fn run(args: &Schema) -> Outcome {
         Format::Inventory => Inventory::schema(),
         Format::Plan => Plan::schema(),
         Format::Signatures => Signatures::schema(),
+        Format::Simulation => Simulation::schema(),
         Format::Report => TransferReport::schema(),
     };
     let text = serde_json::to_string_pretty(&schema).or_exit(Exit::Internal)?;

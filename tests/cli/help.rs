@@ -2,8 +2,20 @@
 
 use crate::support::Bench;
 
-const COMMANDS: [&str; 10] =
-    ["demo", "keys", "receive", "plan", "send", "report", "doctor", "schema", "completions", "man"];
+const COMMANDS: [&str; 12] = [
+    "demo",
+    "keys",
+    "receive",
+    "measure",
+    "plan",
+    "simulate",
+    "send",
+    "report",
+    "doctor",
+    "schema",
+    "completions",
+    "man",
+];
 
 #[test]
 fn every_command_has_help_with_examples() {

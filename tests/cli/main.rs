@@ -3,6 +3,7 @@
 mod files;
 mod help;
 mod keys;
+mod measure;
 mod plan;
 mod structure;
 mod support;

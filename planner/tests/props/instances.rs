@@ -112,7 +112,7 @@ impl Small {
                 });
             }
         }
-        Signatures { version: 1, weights }
+        Signatures { version: 1, weights, ..Default::default() }
     }
 }
 

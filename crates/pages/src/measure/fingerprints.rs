@@ -11,7 +11,7 @@ const BITS_MAX: u8 = 40;
 /// The length of fingerprints for so many contents of all hosts together, in bits: 16 to 40.
 #[must_use]
 pub fn fingerprint_bits(contents: u64) -> u8 {
-    let numbering = u8::try_from(64 - contents.leading_zeros()).expect("at most 64");
+    let numbering = u8::try_from(64 - contents.leading_zeros()).unwrap_or(64);
     (numbering + SPARE_BITS).clamp(BITS_MIN, BITS_MAX)
 }
 

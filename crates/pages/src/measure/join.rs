@@ -10,17 +10,18 @@ pub struct Own {
     pub contents: u64,
     /// Pages that hold them.
     pub pages: u64,
-    /// Of `contents`, those that stand at several pages.
+    /// Of `contents`, those that stand at several pages of one VM.
     pub repeated_contents: u64,
     /// Of `pages`, those of `repeated_contents`.
     pub repeated_pages: u64,
 }
 
 impl Own {
-    pub(super) fn add(&mut self, pages: u32) {
+    /// A content of `vms` VMs that stands at so many pages.
+    pub(super) fn add(&mut self, pages: u32, vms: usize) {
         self.contents += 1;
         self.pages += u64::from(pages);
-        if pages > 1 {
+        if pages as usize > vms {
             self.repeated_contents += 1;
             self.repeated_pages += u64::from(pages);
         }
@@ -55,6 +56,8 @@ pub struct JoinedWeight {
     pub pages: u64,
     /// Bytes to send them, encoded.
     pub bytes: u64,
+    /// Of `contents`, those that stand at several pages of one VM.
+    pub repeated: u64,
     /// Standard error of `contents`; 0 if all were counted. About two thirds of the estimates are within it.
     pub standard_error: u64,
 }
@@ -96,6 +99,7 @@ struct Sum {
     contents: u64,
     pages: u64,
     bytes: u64,
+    repeated: u64,
 }
 
 /// Joins what hosts told. What a host says of its own VMs is taken as it says; sets and VM numbers out of range are
@@ -121,9 +125,10 @@ pub fn join(hosts: &[HostSummary]) -> Joined {
         for (index, own) in host.own.iter().enumerate().filter(|(_, own)| own.contents > 0) {
             let Some((vms, bytes)) = set_of(host, index, starts[starts.len() - 1]) else { continue };
             let sum = sums.entry(vms).or_default();
-            sum.contents += own.contents;
-            sum.pages += own.pages;
-            sum.bytes += own.contents * bytes;
+            sum.contents = sum.contents.saturating_add(own.contents);
+            sum.pages = sum.pages.saturating_add(own.pages);
+            sum.repeated = sum.repeated.saturating_add(own.repeated_contents);
+            sum.bytes = sum.bytes.saturating_add(own.contents.saturating_mul(bytes));
         }
     }
     candidates(hosts, &starts, &mut sums, &mut classes, &mut joined.false_candidates);
@@ -138,6 +143,7 @@ pub fn join(hosts: &[HostSummary]) -> Joined {
             contents: scaled(sum.contents, fraction),
             pages: scaled(sum.pages, fraction),
             bytes: scaled(sum.bytes, fraction),
+            repeated: scaled(sum.repeated, fraction),
             standard_error: standard_error(sum.contents, fraction),
         })
         .collect();
@@ -202,7 +208,9 @@ fn candidates(
             class.1 += pages;
         }
         *false_candidates += u64::from(of_hosts == 1);
+        let repeated = pages > vms.len() as u64;
         let sum = sums.entry(vms).or_default();
+        sum.repeated += u64::from(repeated);
         sum.contents += 1;
         sum.pages += pages;
         sum.bytes += bytes;

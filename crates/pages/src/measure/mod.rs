@@ -25,7 +25,7 @@ mod sizes;
 mod tests;
 
 pub use fingerprints::{Fingerprints, FingerprintsError, fingerprint_bits, in_common};
-pub use join::{HostSummary, Joined, JoinedClasses, JoinedWeight, join};
+pub use join::{HostSummary, Joined, JoinedClasses, JoinedWeight, Own, join};
 
 use crate::block::Encoding;
 use crate::ids::IdSet;
@@ -303,7 +303,8 @@ impl Measured {
             if candidate {
                 summary.candidates.push((content.hash, content.set, content.pages));
             } else {
-                summary.own[content.set as usize].add(content.pages);
+                let vms = self.sets[content.set as usize].len();
+                summary.own[content.set as usize].add(content.pages, vms);
             }
         }
         assert_eq!(told, self.contents.len(), "an answer for each content");

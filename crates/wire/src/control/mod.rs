@@ -20,6 +20,7 @@
 //! Either side ends early with `Cancel`/`Failed` and a reason in words.
 
 mod check;
+pub mod measure;
 mod ranges;
 #[cfg(test)]
 mod tests;

@@ -1,7 +1,7 @@
 //! What the sender says to a host.
 
 use super::check::{at_most, check_block_len, check_ids, check_ranges};
-use super::{BlockRange, ControlError, Message};
+use super::{BlockRange, ControlError, Message, measure};
 use crate::seal::ChannelSecret;
 use crate::{ChannelId, Digest, VERSION, limits};
 use serde::{Deserialize, Serialize};
@@ -41,6 +41,8 @@ pub enum ToHost {
     },
     /// `scatter doctor`: join a group and count what arrives.
     Probe(Probe),
+    /// `scatter measure`: what do your VMs have in common with other hosts'?
+    Measure(measure::Ask),
 }
 
 /// One VM of an offer.
@@ -164,6 +166,7 @@ impl Message for ToHost {
             Self::BlockData { bytes, .. } => at_most("block", bytes.len(), limits::BLOCK_BYTES_MAX as usize),
             Self::Cancel { reason } => at_most("reason", reason.len(), limits::REASON_BYTES_MAX),
             Self::Probe(probe) => at_most("listening time", probe.listen_ms as usize, 10_000),
+            Self::Measure(ask) => ask.check(),
             Self::Join(_) | Self::Leave { .. } | Self::Release => Ok(()),
         }
     }

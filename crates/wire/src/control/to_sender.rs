@@ -1,7 +1,7 @@
 //! What a host says to the sender.
 
 use super::check::{at_most, check_ranges};
-use super::{BlockRange, ControlError, Message};
+use super::{BlockRange, ControlError, Message, measure};
 use crate::{Digest, limits};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -54,6 +54,8 @@ pub enum ToSender {
     ProbeReady,
     /// Result of a probe.
     ProbeResult(ProbeResult),
+    /// Answer to `Measure`.
+    Measured(measure::Tell),
 }
 
 /// A host's readiness.
@@ -168,6 +170,7 @@ impl Message for ToSender {
             Self::ProbeResult(result) => {
                 at_most("interface name", result.interface.len(), limits::NAME_BYTES_MAX)
             }
+            Self::Measured(tell) => tell.check(),
             Self::Accept(_)
             | Self::Joined { .. }
             | Self::VmComplete { .. }
