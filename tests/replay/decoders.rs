@@ -34,8 +34,9 @@ fn corpus(target: &str) -> BTreeMap<String, Vec<u8>> {
 fn mutations(target: &str) -> usize {
     let all = match target {
         "datagram" | "to_host" | "to_sender" => 400_000,
-        "block_body" | "mapped_ram" | "igmp" => 150_000,
-        "inventory" | "plan" | "signatures" | "collector" | "receiving" | "sending" => 30_000,
+        "block_body" | "mapped_ram" | "igmp" | "qemu_answer" => 150_000,
+        "qemu_stream" => 60_000,
+        "qemu_state" | "inventory" | "plan" | "signatures" | "collector" | "receiving" | "sending" => 30_000,
         "journal" => 2_000,
         other => panic!("no figure for {other}"),
     };
@@ -77,6 +78,12 @@ fn corpora_are_taken() {
     assert!(of("to_sender").all(|bytes| ToSender::decode(bytes).is_ok()));
     assert!(of("datagram").all(|bytes| wire::datagram::parse(bytes).is_ok()));
     assert!(of("mapped_ram").all(|bytes| vmm::image::mapped_ram::parse(bytes).is_ok()));
+    assert!(of("qemu_state").all(|bytes| vmm::qemu::DeviceState::decode(bytes).is_ok()));
+    assert!(of("qemu_stream").all(|bytes| {
+        let mut parser = vmm::qemu::stream::Parser::new(vmm::qemu::stream::BlockPlan::default());
+        let used = parser.feed(&bytes[1..], |_| Ok::<_, vmm::qemu::stream::StreamError>(()));
+        used == Ok(bytes.len() - 1) && parser.in_tail()
+    }));
     let mut scratch = pages::block::Scratch::new();
     let limits = crate::targets::BLOCK_LIMITS;
     assert!(of("block_body").all(|bytes| pages::block::decode_block(bytes, &limits, &mut scratch).is_ok()));

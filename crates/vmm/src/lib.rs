@@ -12,6 +12,7 @@ pub mod image;
 pub mod lazy;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub mod microvm;
+pub mod qemu;
 
 pub use image::{ImageError, ImageFormat, ImageInfo, MappedImage, RamBlock};
 pub use lazy::LazyImage;

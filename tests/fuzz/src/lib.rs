@@ -3,10 +3,12 @@
 
 mod collector;
 mod journal;
+mod qemu;
 mod sessions;
 
 pub use collector::collector;
 pub use journal::journal;
+pub use qemu::{qemu_answer, qemu_state, qemu_stream};
 pub use sessions::{join_frames, receiving, sending};
 
 use net::doctor::{IgmpQuery, check_probe};
@@ -22,7 +24,7 @@ use wire::seal::{ChannelSecret, Opener, Sealer};
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 13] = [
+pub const TARGETS: [Target; 16] = [
     ("datagram", datagram),
     ("to_host", to_host),
     ("to_sender", to_sender),
@@ -30,6 +32,9 @@ pub const TARGETS: [Target; 13] = [
     ("sending", sending),
     ("block_body", block_body),
     ("mapped_ram", mapped_ram),
+    ("qemu_stream", qemu_stream),
+    ("qemu_answer", qemu_answer),
+    ("qemu_state", qemu_state),
     ("collector", collector),
     ("journal", journal),
     ("inventory", inventory),

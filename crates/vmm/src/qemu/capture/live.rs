@@ -1,0 +1,180 @@
+//! Taking a VM as the destination of its migration.
+
+use super::super::error::QemuError;
+use super::super::qmp::Qmp;
+use super::super::state::{DeviceState, Fingerprint};
+use super::super::stream::{
+    Block, BlockPlan, Command, DEVICE_BYTES_MAX, Event, INPUT_BYTES_MIN, PAGE_BYTES, Parser, StreamError,
+    split_tail, without_capabilities,
+};
+use super::driver::{self, Clock};
+use super::ram_file::RamFile;
+use super::shared::{self, BackingFile};
+use super::{CaptureFigures, CaptureOptions, settings};
+use crate::image::ImageFormat;
+use serde_json::json;
+use std::io::Read;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+/// What is read at once.
+const BUFFER_BYTES: usize = 1 << 20;
+const _: () = assert!(BUFFER_BYTES >= 2 * INPUT_BYTES_MIN);
+/// How often deadlines are looked at while nothing comes.
+const POLL: Duration = Duration::from_millis(50);
+
+pub(super) type Taken = (DeviceState, ImageFormat, CaptureFigures);
+
+/// Reads the whole stream into the image. Blocks of `shared` stay out of the stream and are copied from their files
+/// while the source stands. Afterwards the source is stopped, in state `postmigrate`.
+pub(super) fn take(
+    qmp: &mut Qmp,
+    options: &CaptureOptions<'_>,
+    fingerprint: &Fingerprint,
+    shared: &[BackingFile],
+) -> Result<Taken, QemuError> {
+    let wanted: &[&str] = if shared.is_empty() { &[] } else { &["x-ignore-shared"] };
+    settings::prepare(qmp, wanted)?;
+    let mut sink = Sink::new(RamFile::create(options.image)?, fingerprint);
+    let (ours, theirs) = UnixStream::pair().map_err(QemuError::io("make a socket for", options.image))?;
+    ours.set_read_timeout(Some(POLL)).map_err(QemuError::io("set up a socket for", options.image))?;
+    qmp.send_fd("scatter", &theirs)?;
+    drop(theirs);
+    qmp.take_events();
+    qmp.execute("migrate", json!({"uri": "fd:scatter"}))?;
+    read_stream(ours, &mut sink, qmp, options)?;
+    driver::completed(qmp)?;
+    if !shared.is_empty() {
+        shared::copy(shared, &sink.blocks, sink.ram.file(), options.image)?;
+    }
+    sink.finish()
+}
+
+/// Reads until the source closes the stream, which must be whole then.
+fn read_stream(
+    mut socket: UnixStream,
+    sink: &mut Sink,
+    qmp: &mut Qmp,
+    options: &CaptureOptions<'_>,
+) -> Result<(), QemuError> {
+    let mut parser = Parser::new(BlockPlan::default());
+    let mut clock = Clock::start(options);
+    let mut buffer = vec![0; BUFFER_BYTES];
+    let mut len = 0;
+    loop {
+        match socket.read(&mut buffer[len..]) {
+            Ok(0) if parser.in_tail() && len == 0 => {
+                sink.figures.stream_bytes = parser.at();
+                return Ok(());
+            }
+            Ok(0) => {
+                // QEMU's own reason is better than ours, if it has one.
+                driver::completed(qmp)?;
+                return Err(parser.cut_off().into());
+            }
+            Ok(more) => len += more,
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    std::io::ErrorKind::WouldBlock | std::io::ErrorKind::Interrupted
+                ) => {}
+            Err(error) => return Err(QemuError::io("read the stream into", options.image)(error)),
+        }
+        let used = parser.feed(&buffer[..len], |event| sink.event(event))?;
+        buffer.copy_within(used..len, 0);
+        len -= used;
+        clock.check(qmp, options)?;
+    }
+}
+
+/// Where the stream's pieces go.
+pub(super) struct Sink {
+    pub(super) ram: RamFile,
+    pub(super) blocks: Vec<Block>,
+    pub(super) figures: CaptureFigures,
+    fingerprint: Fingerprint,
+    prefix: Vec<u8>,
+    section: u32,
+    early: Vec<u8>,
+    switchover_start: bool,
+    tail: Vec<u8>,
+}
+
+impl Sink {
+    pub(super) fn new(ram: RamFile, fingerprint: &Fingerprint) -> Self {
+        Self {
+            ram,
+            blocks: Vec::new(),
+            figures: CaptureFigures::default(),
+            fingerprint: fingerprint.clone(),
+            prefix: Vec::new(),
+            section: 0,
+            early: Vec::new(),
+            switchover_start: false,
+            tail: Vec::new(),
+        }
+    }
+
+    pub(super) fn event(&mut self, event: Event<'_>) -> Result<(), QemuError> {
+        match event {
+            Event::Configuration { prefix, .. } => self.prefix = prefix.to_vec(),
+            Event::Blocks { section, blocks } => {
+                self.section = section;
+                self.blocks = with_page_sizes(blocks, &self.fingerprint);
+                self.ram.set_blocks(blocks)?;
+            }
+            Event::Page(page, bytes) => {
+                self.figures.pages += 1;
+                self.ram.page(page, bytes)?;
+            }
+            Event::Zero(page) => {
+                self.figures.zero_pages += 1;
+                self.ram.zero(page)?;
+            }
+            Event::Early(bytes) => self.early.extend_from_slice(bytes),
+            Event::Command(Command::SwitchoverStart) => self.switchover_start = true,
+            // Without a return path nothing else is sent that we would have to do something about.
+            Event::Command(_) | Event::SectionEnd => {}
+            Event::Package { .. } => {
+                return Err(
+                    StreamError::Damaged { what: "order (a package without post-copy)", at: 0 }.into()
+                );
+            }
+            Event::Tail(bytes) => {
+                if self.tail.len() + bytes.len() > DEVICE_BYTES_MAX {
+                    let max = DEVICE_BYTES_MAX as u64;
+                    return Err(StreamError::TooLarge { what: "bytes of device state", max }.into());
+                }
+                self.tail.extend_from_slice(bytes);
+            }
+        }
+        Ok(())
+    }
+
+    /// The whole, once the stream has ended.
+    pub(super) fn finish(mut self) -> Result<Taken, QemuError> {
+        self.ram.flush()?;
+        let tail = split_tail(&self.tail)?;
+        let (devices, description) = (tail.devices.to_vec(), tail.description.to_vec());
+        // The image has all pages, so whoever sends it decides anew.
+        let prefix = without_capabilities(&self.prefix);
+        let state = DeviceState {
+            prefix,
+            section: self.section,
+            early: self.early,
+            switchover_start: self.switchover_start,
+            devices,
+            description,
+            blocks: self.blocks,
+            fingerprint: self.fingerprint,
+        };
+        Ok((state, ImageFormat::Raw, self.figures))
+    }
+}
+
+/// A pre-copy stream does not tell which blocks stand on huge pages; the monitor does.
+fn with_page_sizes(blocks: &[Block], fingerprint: &Fingerprint) -> Vec<Block> {
+    let size =
+        |id: &str| fingerprint.blocks.iter().find(|row| row.id == id).map_or(PAGE_BYTES, |row| row.page_size);
+    blocks.iter().map(|block| Block { page_size: size(&block.id), ..block.clone() }).collect()
+}

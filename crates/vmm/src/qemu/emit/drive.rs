@@ -1,0 +1,310 @@
+//! The socket: one thread that waits for QEMU and for pages at once.
+
+use super::super::error::QemuError;
+use super::super::stream::{ReturnMessage, StreamError, received_bitmap};
+use super::pages::PageQueue;
+use super::{EmitProgress, EmitReport, percentile};
+use crate::lazy::{LazyImage, News};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+/// Bytes of pages that are made ready at once. What stands in front of an asked-for page is at most this and the
+/// socket's buffer.
+const BATCH_BYTES: usize = 64 << 10;
+/// The socket's buffer: enough to keep QEMU busy, little enough for an asked-for page to overtake.
+const SOCKET_BYTES: usize = 128 << 10;
+/// How often the flags from outside are looked at while nothing happens.
+const POLL_MS: u16 = 50;
+/// Most bytes of answers that are held: a bitmap and what is around it.
+const INPUT_BYTES_MAX: usize = 33 << 20;
+
+/// What QEMU has said that scripts wait for.
+#[derive(Default)]
+pub(super) struct Heard {
+    pub(super) shut: Option<u32>,
+    pub(super) pongs: Vec<u32>,
+    pub(super) resume_ack: Option<u32>,
+    /// Blocks whose bitmap came.
+    pub(super) bitmaps: usize,
+    /// QEMU has closed the socket.
+    pub(super) end: bool,
+}
+
+pub(super) struct Driver {
+    socket: UnixStream,
+    path: PathBuf,
+    news: News,
+    progress: Arc<EmitProgress>,
+    stall_within: Duration,
+    pub(super) out: Vec<u8>,
+    /// Bytes of `out` that are written.
+    written: usize,
+    input: Vec<u8>,
+    pub(super) queue: Option<PageQueue>,
+    /// The block of the last request that named one.
+    named: Option<String>,
+    /// The block whose bitmap comes next.
+    bitmap_of: Option<usize>,
+    pub(super) heard: Heard,
+    start: Instant,
+    moved: Instant,
+    requests: u64,
+    waited: u64,
+    started_after: Duration,
+}
+
+impl Driver {
+    pub(super) fn new(
+        socket: UnixStream,
+        path: &Path,
+        image: &Arc<LazyImage>,
+        progress: Arc<EmitProgress>,
+        stall_within: Duration,
+    ) -> Result<Self, QemuError> {
+        socket.set_nonblocking(true).map_err(QemuError::io("set up a socket for", path))?;
+        // A smaller or larger buffer changes latencies only.
+        let _ = nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::SndBuf, &SOCKET_BYTES);
+        let now = Instant::now();
+        Ok(Self {
+            socket,
+            path: path.to_owned(),
+            news: image.listen()?,
+            progress,
+            stall_within,
+            out: Vec::with_capacity(2 * BATCH_BYTES),
+            written: 0,
+            input: Vec::new(),
+            queue: None,
+            named: None,
+            bitmap_of: None,
+            heard: Heard::default(),
+            start: now,
+            moved: now,
+            requests: 0,
+            waited: 0,
+            started_after: Duration::ZERO,
+        })
+    }
+
+    pub(super) fn image(&self) -> &Arc<LazyImage> {
+        self.news.image()
+    }
+
+    /// The VM was told to run.
+    pub(super) fn started(&mut self) {
+        self.started_after = self.start.elapsed();
+        self.progress.started.store(true, Relaxed);
+    }
+
+    pub(super) fn report(&self) -> EmitReport {
+        let (counts, mut latencies) =
+            self.queue.as_ref().map(|queue| (queue.counts, queue.latencies_us.clone())).unwrap_or_default();
+        latencies.sort_unstable();
+        EmitReport {
+            pages: counts.pages,
+            zero_pages: counts.zero_pages,
+            requests: self.requests,
+            waited: self.waited,
+            fault_p50: percentile(&latencies, 50),
+            fault_p99: percentile(&latencies, 99),
+            started_after: self.started_after,
+            complete_after: self.start.elapsed(),
+        }
+    }
+
+    /// Tells the queue of pages that came.
+    pub(super) fn hear_news(&mut self) {
+        let queue = &mut self.queue;
+        let any = self.news.drain(|run| {
+            if let Some(queue) = queue {
+                queue.came(run);
+            }
+        });
+        if any {
+            self.moved = Instant::now();
+        }
+    }
+
+    /// Writes all of `out`, answering what comes meanwhile but sending no further pages.
+    pub(super) fn flush(&mut self) -> Result<(), QemuError> {
+        while self.written < self.out.len() {
+            self.turn(true)?;
+        }
+        self.out.clear();
+        self.written = 0;
+        Ok(())
+    }
+
+    /// Sends pages, as they are asked for and as they come, until QEMU has all.
+    pub(super) fn send_pages(&mut self) -> Result<(), QemuError> {
+        loop {
+            self.hear_news();
+            if self.written == self.out.len() {
+                self.out.clear();
+                self.written = 0;
+                let queue = self.queue.as_mut().expect("scripts make it first");
+                queue.write(&mut self.out, BATCH_BYTES);
+                self.progress.sent.store(queue.counts.pages + queue.counts.zero_pages, Relaxed);
+                if self.out.is_empty() && queue.is_done() {
+                    return Ok(());
+                }
+            }
+            // With nothing to write it waits for pages of others' making, however long they take: whoever fills the
+            // image says when they will not come.
+            self.turn(!self.out.is_empty())?;
+        }
+    }
+
+    /// Waits until `heard` says so.
+    pub(super) fn await_heard(
+        &mut self,
+        what: &'static str,
+        until: impl Fn(&Heard) -> bool,
+    ) -> Result<(), QemuError> {
+        while !until(&self.heard) {
+            if self.heard.end {
+                return Err(self.broken(&format!("QEMU closed it before {what}")));
+            }
+            self.turn(true)?;
+        }
+        Ok(())
+    }
+
+    /// Waits for anything, then writes, reads and hears what there is. `pressing`: nothing at all for too long is an error.
+    fn turn(&mut self, pressing: bool) -> Result<(), QemuError> {
+        if self.progress.stop.load(Relaxed) {
+            return Err(self.broken("it was cut here"));
+        }
+        if let Some(reason) = self.image().lost()
+            && !self.image().is_complete()
+        {
+            return Err(QemuError::SourceLost { reason: reason.to_owned() });
+        }
+        if pressing && self.moved.elapsed() > self.stall_within {
+            return Err(QemuError::TimedOut { what: "any progress of QEMU's", within: self.stall_within });
+        }
+        let more = self.written < self.out.len();
+        let events = if more { PollFlags::POLLIN | PollFlags::POLLOUT } else { PollFlags::POLLIN };
+        // Once QEMU has closed it, the socket would be readable for ever.
+        let events = if self.heard.end { PollFlags::empty() } else { events };
+        let mut fds =
+            [PollFd::new(self.socket.as_fd(), events), PollFd::new(self.news.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut fds, PollTimeout::from(POLL_MS)) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(error) => return Err(QemuError::io("wait for", &self.path)(error.into())),
+        }
+        self.write_some()?;
+        self.read_some()?;
+        self.hear_news();
+        Ok(())
+    }
+
+    fn write_some(&mut self) -> Result<(), QemuError> {
+        while self.written < self.out.len() {
+            match self.socket.write(&self.out[self.written..]) {
+                Ok(len) => {
+                    self.written += len;
+                    self.moved = Instant::now();
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(self.broken(&error.to_string())),
+            }
+        }
+        Ok(())
+    }
+
+    fn read_some(&mut self) -> Result<(), QemuError> {
+        let mut chunk = [0; 16 << 10];
+        loop {
+            match self.socket.read(&mut chunk) {
+                Ok(0) => {
+                    self.heard.end = true;
+                    break;
+                }
+                Ok(len) => {
+                    self.moved = Instant::now();
+                    self.input.extend_from_slice(&chunk[..len]);
+                    if self.input.len() > INPUT_BYTES_MAX {
+                        let max = INPUT_BYTES_MAX as u64;
+                        return Err(StreamError::TooLarge { what: "bytes of answers", max }.into());
+                    }
+                    self.hear()?;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(self.broken(&error.to_string())),
+            }
+        }
+        if self.heard.end && self.heard.shut.is_none() && self.written < self.out.len() {
+            return Err(self.broken("QEMU closed it"));
+        }
+        Ok(())
+    }
+
+    /// Takes whole messages off the input.
+    fn hear(&mut self) -> Result<(), QemuError> {
+        let mut used = 0;
+        loop {
+            let rest = &self.input[used..];
+            if let Some(block) = self.bitmap_of {
+                let queue = self.queue.as_mut().expect("scripts make it first");
+                let pages = u64::from(queue.blocks()[block].pages());
+                let Some((bitmap, len)) = received_bitmap(rest, pages)? else { break };
+                queue.has(block, &bitmap);
+                self.bitmap_of = None;
+                self.heard.bitmaps += 1;
+                used += len;
+                continue;
+            }
+            let Some((message, len)) = ReturnMessage::decode(rest)? else { break };
+            used += len;
+            self.message(message)?;
+        }
+        self.input.drain(..used);
+        Ok(())
+    }
+
+    fn message(&mut self, message: ReturnMessage) -> Result<(), QemuError> {
+        match message {
+            ReturnMessage::Shut(value) => self.heard.shut = Some(value),
+            ReturnMessage::Pong(value) => self.heard.pongs.push(value),
+            ReturnMessage::ResumeAck(value) => self.heard.resume_ack = Some(value),
+            ReturnMessage::SwitchoverAck => {}
+            ReturnMessage::ReceivedBitmap(block) => {
+                let queue = self.queue.as_ref().expect("scripts make it first");
+                let known = queue.blocks().iter().position(|known| known.id == block);
+                self.bitmap_of =
+                    Some(known.ok_or(StreamError::Block { id: block, what: "is not of this VM" })?);
+            }
+            ReturnMessage::RequestPages { start, len, block } => {
+                if block.is_some() {
+                    self.named = block;
+                }
+                let damaged = StreamError::Damaged { what: "request for pages", at: start };
+                let block = self.named.as_deref().ok_or(damaged.clone())?;
+                let queue = self.queue.as_mut().expect("scripts make it first");
+                let counts = queue.request(block, start, len.into(), Instant::now());
+                let (asked, waited) = counts.ok_or(damaged)?;
+                self.requests += asked;
+                self.waited += waited;
+                self.progress.requests.store(self.requests, Relaxed);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn close_writing(&self) -> Result<(), QemuError> {
+        self.socket.shutdown(std::net::Shutdown::Write).map_err(|error| self.broken(&error.to_string()))
+    }
+
+    fn broken(&self, reason: &str) -> QemuError {
+        QemuError::Migration { status: "link broke".to_owned(), reason: reason.to_owned() }
+    }
+}

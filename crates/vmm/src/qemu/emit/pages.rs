@@ -1,0 +1,229 @@
+//! Which page goes next. Knows the image and no socket; the clock is read for figures only.
+
+use super::super::stream::{Block, PAGE_BYTES, RamWriter};
+use crate::lazy::{Demand, LazyImage};
+use pages::Bitmap;
+use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Latencies that are kept for the report.
+const LATENCIES_MAX: usize = 1 << 16;
+const ZEROS: [u8; 4096] = [0; 4096];
+
+/// A page's counters.
+#[derive(Copy, Clone, Default, Debug)]
+pub(super) struct Counts {
+    pub(super) pages: u64,
+    pub(super) zero_pages: u64,
+}
+
+/// Pages between the image and a QEMU. A *unit* is a page of the block's page size: what is placed at once.
+pub(super) struct PageQueue {
+    image: Arc<LazyImage>,
+    blocks: Vec<Block>,
+    writer: RamWriter,
+    /// Pages that QEMU has, or has been sent.
+    sent: Bitmap,
+    /// Pages that QEMU waits for and that are not here yet.
+    wanted: Bitmap,
+    /// Pages that QEMU waits for and that are here.
+    urgent: VecDeque<u32>,
+    /// Runs of pages that came, in this order.
+    ready: VecDeque<Range<u32>>,
+    /// Pages of blocks that were not sent.
+    left: u64,
+    pub(super) counts: Counts,
+    /// When a page that QEMU waits for was asked for. QEMU asks for a page once, so at most one entry a page.
+    asked: HashMap<u32, Instant>,
+    /// From request to answer, in µs.
+    pub(super) latencies_us: Vec<u32>,
+}
+
+impl PageQueue {
+    pub(super) fn new(image: &Arc<LazyImage>, blocks: &[Block], section: u32) -> Self {
+        Self {
+            image: Arc::clone(image),
+            writer: RamWriter::new(section, blocks),
+            sent: Bitmap::new(image.page_count()),
+            wanted: Bitmap::new(image.page_count()),
+            urgent: VecDeque::new(),
+            ready: VecDeque::new(),
+            left: blocks.iter().map(|block| u64::from(block.pages())).sum(),
+            blocks: blocks.to_vec(),
+            counts: Counts::default(),
+            asked: HashMap::new(),
+            latencies_us: Vec::new(),
+        }
+    }
+
+    pub(super) fn writer(&self) -> &RamWriter {
+        &self.writer
+    }
+
+    pub(super) fn blocks(&self) -> &[Block] {
+        &self.blocks
+    }
+
+    /// Whether QEMU has, or has been sent, every page.
+    pub(super) fn is_done(&self) -> bool {
+        self.left == 0
+    }
+
+    /// Whether something can be sent now.
+    pub(super) fn has_work(&self) -> bool {
+        !self.urgent.is_empty() || !self.ready.is_empty()
+    }
+
+    /// Pages of a block that QEMU has already: of a run before this one.
+    pub(super) fn has(&mut self, block: usize, bitmap: &[u64]) {
+        let range = self.blocks[block].page_range();
+        for page in range.clone() {
+            let at = page - range.start;
+            if bitmap[(at / 64) as usize] >> (at % 64) & 1 == 1 && self.sent.set(page) {
+                self.left -= 1;
+            }
+        }
+    }
+
+    /// Pages came to the image.
+    pub(super) fn came(&mut self, run: Range<u32>) {
+        // Pages between blocks (an image's headers) are none of QEMU's.
+        for block in &self.blocks {
+            let range = block.page_range();
+            let part = run.start.max(range.start)..run.end.min(range.end);
+            if part.is_empty() {
+                continue;
+            }
+            for page in part.clone() {
+                if self.wanted.unset(page) {
+                    self.urgent.push_back(page);
+                }
+            }
+            self.ready.push_back(part);
+        }
+    }
+
+    /// QEMU waits for these bytes of a block: how many pages of it are asked for, and how many were not here. `None`: the
+    /// block has no such bytes.
+    pub(super) fn request(&mut self, block: &str, start: u64, len: u64, now: Instant) -> Option<(u64, u64)> {
+        let block = self.blocks.iter().find(|known| known.id == block)?;
+        let end = start.checked_add(len).filter(|end| *end <= block.len)?;
+        let page = |at: u64| block.first_page + u32::try_from(at / PAGE_BYTES).expect("within the block");
+        let (mut asked, mut waited) = (0, 0);
+        for page in page(start)..page(end.next_multiple_of(PAGE_BYTES)) {
+            if self.sent.get(page) {
+                continue;
+            }
+            asked += 1;
+            self.asked.entry(page).or_insert(now);
+            match self.image.demand(page) {
+                Demand::Here => self.urgent.push_back(page),
+                _ => {
+                    self.wanted.set(page);
+                    waited += 1;
+                    // It may have come between the demand and now; then news of it is under way, as it is of all pages.
+                }
+            }
+        }
+        Some((asked, waited))
+    }
+
+    /// Appends records of pages, those that QEMU waits for first, until `out` has `budget` bytes or there are none. The
+    /// section is opened and closed around them.
+    pub(super) fn write(&mut self, out: &mut Vec<u8>, budget: usize) {
+        if !self.has_work() {
+            return;
+        }
+        let begin = out.len();
+        self.writer.part(out);
+        let empty = out.len();
+        while out.len() < budget {
+            let urgent = self.urgent.pop_front();
+            let Some(page) = urgent.or_else(|| self.next_ready()) else { break };
+            self.write_unit(out, page);
+        }
+        if out.len() == empty {
+            out.truncate(begin);
+        } else {
+            self.writer.close(out);
+        }
+    }
+
+    /// As [`write`](Self::write), whole units, about so many pages; never the last unit of all, so that one is left to be
+    /// discarded. How many pages it was.
+    pub(super) fn write_some(&mut self, out: &mut Vec<u8>, pages: u32) -> u32 {
+        let largest = self.blocks.iter().map(|block| block.page_size / PAGE_BYTES).max().unwrap_or(1);
+        let before = self.left;
+        while before - self.left < pages.into() && self.left > 2 * largest && self.has_work() {
+            let len = out.len();
+            self.write(out, len + 64);
+        }
+        u32::try_from(before - self.left).expect("pages of an image")
+    }
+
+    fn next_ready(&mut self) -> Option<u32> {
+        while let Some(run) = self.ready.front_mut() {
+            match run.next() {
+                Some(page) if self.sent.get(page) => {}
+                Some(page) => return Some(page),
+                None => drop(self.ready.pop_front()),
+            }
+        }
+        None
+    }
+
+    /// The unit that a page is part of, if it was not sent and all of it is here.
+    fn write_unit(&mut self, out: &mut Vec<u8>, page: u32) {
+        let Some(block) = self.blocks.iter().find(|block| block.page_range().contains(&page)) else { return };
+        let size = u32::try_from(block.page_size / PAGE_BYTES).unwrap_or(u32::MAX).min(block.pages()).max(1);
+        let first = block.first_page + (page - block.first_page) / size * size;
+        let unit = first..(first + size).min(block.page_range().end);
+        if self.sent.get(page) || !unit.clone().all(|page| self.image.is_here(page)) {
+            // Its last page brings it here again.
+            return;
+        }
+        for page in unit {
+            self.write_page(out, page);
+        }
+    }
+
+    fn write_page(&mut self, out: &mut Vec<u8>, page: u32) {
+        if !self.sent.set(page) {
+            return;
+        }
+        self.left -= 1;
+        if let Some(asked) = self.asked.remove(&page)
+            && self.latencies_us.len() < LATENCIES_MAX
+        {
+            self.latencies_us.push(u32::try_from(asked.elapsed().as_micros()).unwrap_or(u32::MAX));
+        }
+        // A zero page is not read, as reading makes memory of it.
+        let bytes = if self.image.is_zero(page) { None } else { self.image.page(page) };
+        match bytes.filter(|bytes| **bytes != ZEROS) {
+            Some(bytes) => {
+                self.counts.pages += 1;
+                self.writer.page(out, page, bytes);
+            }
+            None => {
+                self.counts.zero_pages += 1;
+                self.writer.zero(out, page);
+            }
+        }
+    }
+
+    /// The runs of a block's pages that were not sent, in pages of the block.
+    pub(super) fn unsent(&self, block: usize) -> Vec<Range<u32>> {
+        let range = self.blocks[block].page_range();
+        let mut runs: Vec<Range<u32>> = Vec::new();
+        for page in range.clone().filter(|page| !self.sent.get(*page)) {
+            let at = page - range.start;
+            match runs.last_mut() {
+                Some(run) if run.end == at => run.end += 1,
+                _ => runs.push(at..at + 1),
+            }
+        }
+        runs
+    }
+}

@@ -1,0 +1,28 @@
+//! Stock QEMU, nothing patched: taking the memory and state of a running VM, and starting VMs from them elsewhere.
+//!
+//! ```text
+//! QEMU (source) ──its own migration──▶ capture ──▶ image + DeviceState ─ ─network─ ─▶ LazyImage + DeviceState
+//!                                                         Emitter ──its own migration, post-copy included──▶ QEMU -incoming
+//! ```
+//!
+//! - [`capture`] takes a VM four ways, and chooses the best one that the VM allows ([`Way`]).
+//! - [`Emitter`] acts as the source of a migration towards a waiting QEMU, with pages from a [`crate::lazy::LazyImage`].
+//! - [`Launch`] starts that QEMU; [`Qmp`] talks to it; [`Fingerprint`] says beforehand whether it can take the VM.
+//! - [`stream`] is the migration stream itself.
+//!
+//! docs/qemu.md has the layout, what is opaque, and what is refused.
+
+pub mod capture;
+pub mod emit;
+mod error;
+pub mod launch;
+mod qmp;
+mod state;
+pub mod stream;
+
+pub use capture::{CaptureOptions, Captured, Way, capture};
+pub use emit::{EmitMode, EmitOptions, EmitReport, Emitter};
+pub use error::QemuError;
+pub use launch::{Identity, Launch, Vm};
+pub use qmp::{Qmp, QmpError, QmpEvent};
+pub use state::{DeviceState, Fingerprint, Mismatch, RamBlockRow, StateError};
