@@ -4,6 +4,7 @@
 //! unacknowledged blocks and not the socket's buffer.
 
 use crate::check::{Checked, Job, check};
+use crate::guests::{GuestError, Guests};
 use crate::session::{Action, Session, SessionConfig};
 use crate::store::Intake;
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, unbounded};
@@ -66,6 +67,8 @@ pub struct Driver<'a> {
     pub intake: Arc<Intake>,
     /// Threads that check blocks.
     pub workers: usize,
+    /// VMs that run while their memory arrives, if there are any.
+    pub guests: Option<&'a mut Guests>,
     /// Asked now and then: `Some(reason)` ends the transfer, and what is held stays.
     pub preempted: &'a mut dyn FnMut() -> Option<String>,
 }
@@ -139,7 +142,11 @@ impl Driver<'_> {
         let session = Session::new(SessionConfig::new(offer.symbol_size_max, offer.vms.len()));
         let vms = offer.vms.iter().map(|vm| vm.vm).collect();
         let cpu_at_start = usage::cpu();
-        let mut running = Running { driver: self, session, workers, vms, cpu_at_start, all_complete: None };
+        let mut running =
+            Running { driver: self, session, workers, vms, cpu_at_start, placed: false, all_complete: None };
+        if let Some(guests) = &mut running.driver.guests {
+            guests.handle_connected();
+        }
         let complete = complete_vms(&running.driver.intake, &running.vms);
         running.session.handle_complete_vms(&complete);
         loop {
@@ -155,6 +162,11 @@ impl Driver<'_> {
             }
             running.session.handle_timeout(now);
             if let Some(ended) = running.act() {
+                return Ok(ended);
+            }
+            if running.tell_complete()
+                && let Some(ended) = running.act()
+            {
                 return Ok(ended);
             }
             if let Some(reason) = lost.or_else(|| (running.driver.preempted)()) {
@@ -174,6 +186,9 @@ struct Running<'a> {
     workers: Workers,
     vms: Vec<u16>,
     cpu_at_start: Duration,
+    /// Every image has its final name.
+    placed: bool,
+    /// The sender has been told that all is complete.
     all_complete: Option<HostStats>,
 }
 
@@ -208,6 +223,21 @@ impl Running<'_> {
         let mut held = |digest: &wire::Digest| intake.confirm_held(digest).then(|| complete_vms(intake, vms));
         loop {
             match self.driver.link.incoming.try_recv() {
+                Ok(Ok(ToHost::Attachment(part))) => {
+                    if let Err(reason) =
+                        guest_word(&mut self.driver.guests, |guests| guests.handle_attachment(part))
+                    {
+                        return Some(reason);
+                    }
+                }
+                Ok(Ok(ToHost::Pages { body })) => {
+                    if let Err(reason) =
+                        guest_word(&mut self.driver.guests, |guests| guests.handle_pages(&body))
+                    {
+                        self.driver.send(&ToSender::Failed { reason: wire::control::reason(&reason) });
+                        return Some(reason);
+                    }
+                }
                 Ok(Ok(message)) => {
                     if let Err(error) = self.session.handle_control(now, message, &mut held) {
                         return Some(format!("the sender broke the protocol: {error}"));
@@ -236,12 +266,7 @@ impl Running<'_> {
                 }
                 Action::Check(job) => self.workers.submit(Task::Check(job)),
                 Action::FinishVm(vm) => self.workers.submit(Task::Finish(vm)),
-                Action::AllPlaced => {
-                    let drops = self.driver.sockets.refresh_drops().unwrap_or_default();
-                    let cpu = usage::cpu().saturating_sub(self.cpu_at_start);
-                    let stats = self.session.all_complete(cpu, usage::memory().peak_resident, drops);
-                    self.all_complete = Some(stats);
-                }
+                Action::AllPlaced => (self.placed, self.all_complete) = (true, None),
                 Action::End { released: true, .. } => {
                     return Some(Ended::Complete(self.all_complete.take().unwrap_or_default()));
                 }
@@ -252,6 +277,52 @@ impl Running<'_> {
         }
         None
     }
+}
+
+impl Running<'_> {
+    /// Passes on what guests need and tell; and tells that all is complete here, once no guest depends on the sender.
+    /// Whether it did so just now.
+    fn tell_complete(&mut self) -> bool {
+        if let Some(guests) = &mut self.driver.guests {
+            while let Some(message) = guests.poll() {
+                // A closed connection shows itself on the incoming side, with its reason.
+                let _ = self.driver.link.outgoing.send(message.encode());
+            }
+            if !guests.is_independent() {
+                return false;
+            }
+        }
+        let due = self.placed && self.all_complete.is_none();
+        if due {
+            let drops = self.driver.sockets.refresh_drops().unwrap_or_default();
+            let cpu = usage::cpu().saturating_sub(self.cpu_at_start);
+            let stats = self.session.all_complete(cpu, usage::memory().peak_resident, drops);
+            self.all_complete = Some(stats);
+        }
+        due
+    }
+}
+
+/// Hands a word for guests to them; the reason to end the connection if there are none, or it makes no sense.
+fn guest_word(
+    guests: &mut Option<&mut Guests>,
+    hear: impl FnOnce(&mut Guests) -> Result<(), GuestError>,
+) -> Result<(), String> {
+    let Some(guests) = guests else {
+        return Err("the sender broke the protocol: no guest was offered".into());
+    };
+    hear(guests).map_err(|error| describe(&error))
+}
+
+/// The error and its causes in one line.
+pub(crate) fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
 }
 
 impl Driver<'_> {

@@ -2,7 +2,8 @@
 //!
 //! A datagram's way: [`driver`] reads it in a batch, [`session`] opens it into its block, [`check`] decodes the
 //! block, compares its digest and decompresses it, [`store`] writes its pages and its journal record. The
-//! session knows no I/O and no clock; [`service`] is the process around it: it listens, authenticates senders,
+//! session knows no I/O and no clock; [`guests`] starts VMs while their memory arrives and asks for pages that they wait for;
+//! [`service`] is the process around it: it listens, authenticates senders,
 //! and runs one transfer at a time.
 //!
 //! Entry types: [`service::Service`] for a receiver, [`session::Session`] for a simulation.
@@ -11,7 +12,10 @@
 
 pub mod check;
 pub mod driver;
+pub mod guests;
 mod id_hash;
+mod listen;
+mod live;
 pub mod measure;
 mod probe;
 pub mod service;

@@ -1,8 +1,11 @@
 //! `scatter receive`: listens for senders, authenticates them, and runs one transfer at a time.
 
-use crate::driver::{Driver, Ended, Link};
+use crate::driver::{Driver, Ended, Link, describe};
+use crate::guests::{GuestConfig, GuestError, Guests};
+use crate::listen::{Incoming, Shared, listen};
+use crate::live::{Live, Lives};
 use crate::store::{Store, StoreError, VmSpec};
-use crossbeam_channel::{Receiver, Sender, unbounded};
+use crossbeam_channel::{Receiver, unbounded};
 use net::control::Listener;
 use net::interface::Interface;
 use net::pki::Identity;
@@ -15,13 +18,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use tokio::sync::mpsc::unbounded_channel;
-use wire::control::measure::Ask;
-use wire::control::{Accept, Message, Offer, RefuseCause, ToHost, ToSender};
+use wire::control::{Accept, Message, Offer, RefuseCause, ToSender};
 use wire::limits;
 
-/// How long a new connection may take to make its offer.
-const OFFER_WAIT: Duration = Duration::from_secs(10);
 /// How long an idle service waits before it looks at its stop flag again.
 const IDLE: Duration = Duration::from_millis(200);
 
@@ -44,10 +43,14 @@ pub struct ServiceConfig {
     pub workers: usize,
     /// Finished images of other transfers may be replaced.
     pub replace: bool,
-    /// Ends after the first transfer that was complete.
+    /// Ends after the first transfer that was complete, and the guests that it started.
     pub once: bool,
     /// Directories whose images a sender may have measured; none refuses it.
     pub measurable: Vec<PathBuf>,
+    /// What may be started while its memory arrives, and how.
+    pub guests: GuestConfig,
+    /// How long guests may wait for pages of a sender that is gone, before they are ended by name.
+    pub orphan_timeout: Duration,
 }
 
 /// Why the service cannot run.
@@ -83,17 +86,10 @@ pub enum ServiceEvent {
     Accepted(String, String, usize),
     /// A note on what was resumed, or why nothing could be.
     Resumed(String),
+    /// What became of guests.
+    Guests(String),
     /// A transfer ended.
     Ended(String, Ended),
-}
-
-/// A connection that has made its offer.
-struct Incoming {
-    peer: String,
-    peer_address: SocketAddr,
-    local_address: SocketAddr,
-    offer: Offer,
-    link: Link,
 }
 
 /// See the module's text.
@@ -103,6 +99,7 @@ pub struct Service {
     waker: Arc<Waker>,
     incoming: Receiver<Result<Incoming, String>>,
     waiting: VecDeque<Incoming>,
+    lives: Lives,
 }
 
 impl Service {
@@ -132,7 +129,7 @@ impl Service {
             .name("control".into())
             .spawn(move || runtime.block_on(listen(listener, shared)))
             .map_err(ServiceError::Start)?;
-        Ok(Self { config, store, waker, incoming, waiting: VecDeque::new() })
+        Ok(Self { config, store, waker, incoming, waiting: VecDeque::new(), lives: Lives::default() })
     }
 
     /// Serves until `stop` is set, or after the first complete transfer if so configured. Whether the last transfer
@@ -147,6 +144,12 @@ impl Service {
     ) -> Result<bool, ServiceError> {
         let mut complete = false;
         while !stop.load(Ordering::Relaxed) {
+            for note in self.lives.tend(self.config.orphan_timeout) {
+                observer(ServiceEvent::Guests(note));
+            }
+            if complete && self.config.once && self.lives.is_empty() {
+                break;
+            }
             let next = match self.waiting.pop_front() {
                 Some(next) => Ok(next),
                 None => match self.incoming.recv_timeout(IDLE) {
@@ -167,9 +170,6 @@ impl Service {
             };
             complete = matches!(ended, Ended::Complete(_) | Ended::CompleteUnreleased(_));
             observer(ServiceEvent::Ended(transfer, ended));
-            if complete && self.config.once {
-                break;
-            }
         }
         Ok(complete)
     }
@@ -202,16 +202,17 @@ impl Service {
             (VmId(vm.vm), spec)
         });
         let vms: Vec<(VmId, VmSpec)> = vms.collect();
-        let intake = match self.store.begin(&offer.transfer, &vms, self.config.replace) {
-            Ok(intake) => Arc::new(intake),
-            Err(error @ StoreError::ImageExists { .. }) => {
-                return refuse(RefuseCause::Exists, error.to_string());
-            }
-            Err(error) => return refuse(RefuseCause::Store, error.to_string()),
+        let mut live = match self.begin(&offer, &vms) {
+            Ok(live) => live,
+            Err((cause, reason)) => return refuse(cause, reason),
         };
+        let intake = Arc::clone(&live.intake);
         let (mut sockets, unicast) = match self.sockets(&offer, peer_address, local_address) {
             Ok(bound) => bound,
-            Err(reason) => return refuse(RefuseCause::Store, reason),
+            Err(reason) => {
+                self.lives.keep(offer.transfer.clone(), live);
+                return refuse(RefuseCause::Store, reason);
+            }
         };
         observer(ServiceEvent::Accepted(offer.transfer.clone(), peer, offer.vms.len()));
         if let Some(note) = intake.resume_note() {
@@ -229,13 +230,48 @@ impl Service {
             sockets: &mut sockets,
             waker: &self.waker,
             link,
-            intake: Arc::clone(&intake),
+            intake,
             workers: self.config.workers,
+            guests: live.guests.as_mut(),
             preempted: &mut preempted,
         };
         let ended = driver.run(&offer)?;
+        let over = matches!(ended, Ended::Complete(_));
+        if live.guests.as_ref().is_some_and(|guests| guests.any_alive()) && !over {
+            // Its clones wait for pages: whoever brings them finds everything as it is.
+            self.lives.keep(offer.transfer, live);
+            return Ok(Some(ended));
+        }
+        let Live { intake, guests, .. } = live;
         self.close(intake, &ended, observer);
+        if let Some(guests) = guests {
+            self.lives.keep_running(offer.transfer, guests);
+        }
         Ok(Some(ended))
+    }
+
+    /// The images of a transfer and its guests: those that wait for it, or new ones.
+    fn begin(&mut self, offer: &Offer, vms: &[(VmId, VmSpec)]) -> Result<Live, (RefuseCause, String)> {
+        if let Some(live) = self.lives.take(offer) {
+            return live.map_err(|reason| (RefuseCause::Busy, reason));
+        }
+        let unfit = |error: GuestError| (RefuseCause::Offer, describe(&error));
+        let config = &self.config.guests;
+        Guests::check(&offer.guests, config).map_err(unfit)?;
+        let intake = if offer.guests.is_empty() {
+            self.store.begin(&offer.transfer, vms, self.config.replace)
+        } else {
+            self.store.begin_anew(&offer.transfer, vms, self.config.replace)
+        };
+        let intake = intake.map_err(|error| {
+            let exists = matches!(error, StoreError::ImageExists { .. });
+            (if exists { RefuseCause::Exists } else { RefuseCause::Store }, error.to_string())
+        })?;
+        let guests = (!offer.guests.is_empty())
+            .then(|| Guests::prepare(&offer.guests, config, &intake, &self.waker))
+            .transpose()
+            .map_err(unfit)?;
+        Ok(Live::new(intake, guests, offer))
     }
 
     /// Forgets the journal of a transfer that is over everywhere.
@@ -294,7 +330,7 @@ fn address_of(interface: &Interface, family: Family) -> Option<IpAddr> {
 
 /// Sends what is held from an earlier run, and the acceptance.
 fn accept(intake: &crate::store::Intake, link: &Link, unicast: SocketAddr, rcvbuf_bytes: usize) {
-    for digests in intake.held_digests().chunks(limits::DIGESTS_MAX) {
+    for digests in intake.live_digests().chunks(limits::DIGESTS_MAX) {
         let held = ToSender::Held { digests: digests.to_vec() };
         // A closed connection shows itself on the incoming side.
         let _ = link.outgoing.send(held.encode());
@@ -349,96 +385,4 @@ fn preempt(
             None
         }
     }
-}
-
-struct Shared {
-    out: Sender<Result<Incoming, String>>,
-    waker: Arc<Waker>,
-    interface: Option<Interface>,
-    agent: crate::measure::Agent,
-}
-
-async fn listen(mut listener: Listener, shared: Arc<Shared>) {
-    loop {
-        match listener.accept().await {
-            Ok((control, peer)) => {
-                tokio::spawn(converse(control, peer, Arc::clone(&shared)));
-            }
-            Err(error) => {
-                if shared.out.send(Err(error.to_string())).is_err() {
-                    return;
-                }
-            }
-        }
-    }
-}
-
-/// One connection: its first message says what it is for.
-async fn converse(control: net::control::Control, peer: String, shared: Arc<Shared>) {
-    let peer_address = control.peer().addr;
-    let Ok(local_address) = control.local_addr() else { return };
-    let (mut reader, mut writer) = control.split();
-    let first = tokio::time::timeout(OFFER_WAIT, reader.read_frame()).await;
-    let first = match first {
-        Ok(Ok(Some(frame))) => ToHost::decode(&frame).map_err(|error| error.to_string()),
-        Ok(Ok(None)) => return,
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err("no offer in time".into()),
-    };
-    let offer = match first {
-        Ok(ToHost::Offer(offer)) => offer,
-        Ok(ToHost::Probe(probe)) => {
-            crate::probe::serve(probe, peer_address, shared.interface.clone(), &mut writer).await;
-            return;
-        }
-        Ok(ToHost::Measure(Ask::Start(start))) => {
-            return crate::measure::serve(start, &shared.agent, &mut reader, &mut writer).await;
-        }
-        Ok(_) => return refused(&shared, &peer, "its first message is no offer"),
-        Err(reason) => return refused(&shared, &peer, &reason),
-    };
-    let (messages, incoming) = unbounded();
-    let (outgoing, mut frames) = unbounded_channel::<Vec<u8>>();
-    let link = Link { incoming, outgoing };
-    if shared.out.send(Ok(Incoming { peer, peer_address, local_address, offer, link })).is_err() {
-        return;
-    }
-    shared.waker.wake();
-    let reading = async {
-        let reason = loop {
-            match reader.read_frame().await {
-                Ok(Some(frame)) => match ToHost::decode(&frame) {
-                    Ok(message) => {
-                        if messages.send(Ok(message)).is_err() {
-                            return;
-                        }
-                        shared.waker.wake();
-                    }
-                    Err(error) => break error.to_string(),
-                },
-                Ok(None) => break "the sender closed the connection".to_owned(),
-                Err(error) => break error.to_string(),
-            }
-        };
-        // Nobody listens if the transfer has ended.
-        let _ = messages.send(Err(reason));
-        shared.waker.wake();
-    };
-    let writing = async {
-        let mut batch = Vec::new();
-        while frames.recv_many(&mut batch, 64).await > 0 {
-            let slices: Vec<&[u8]> = batch.iter().map(Vec::as_slice).collect();
-            if writer.write_frames(&slices).await.is_err() {
-                break;
-            }
-            batch.clear();
-        }
-        let _ = writer.shutdown().await;
-    };
-    tokio::join!(reading, writing);
-}
-
-fn refused(shared: &Shared, peer: &str, reason: &str) {
-    // Nobody listens if the service has ended.
-    let _ = shared.out.send(Err(format!("{peer}: {reason}")));
 }

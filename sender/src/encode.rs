@@ -5,8 +5,8 @@
 //! digests, which is what lets a later session skip what hosts hold.
 
 use crate::prepare::{Prepared, Stripe};
-use pages::block::{BlockParts, ContentRun, Encoding, Scratch, encode_block};
-use pages::{ContentId, PAGE_SIZE, Pfn, VmId};
+use pages::block::{BlockParts, ContentRun, Encoding, Scratch, UniformPlacement, encode_block};
+use pages::{ContentId, PAGE_SIZE, PageSource, Pfn, UniformRun, VmId, uniform_word};
 use wire::Digest;
 
 /// How a session encodes.
@@ -148,6 +148,28 @@ fn encode_part(prepared: &Prepared, part: &Stripe, encoding: Encoding, scratch: 
     let runs = runs(&placed);
     let uniform = &segment.uniform[part.uniform.clone()];
     encode_block(&BlockParts { runs: &runs, uniform, contents: &contents }, encoding, scratch)
+}
+
+/// The body of a block with these pages of one VM, in any order, none twice: what a guest's page faults are answered with.
+///
+/// # Panics
+/// With more than 2^32 pages, or one that the source has not.
+#[must_use]
+pub fn encode_pages(source: &dyn PageSource, vm: VmId, pages: &[u32], scratch: &mut Scratch) -> Vec<u8> {
+    let (mut placed, mut uniform, mut contents) = (Vec::new(), Vec::new(), Vec::new());
+    for &pfn in pages {
+        let page = source.page(Pfn(pfn));
+        if let Some(word) = uniform_word(page) {
+            uniform.push(UniformPlacement { vm, run: UniformRun { first: Pfn(pfn), count: 1, word } });
+        } else {
+            let content = u32::try_from(contents.len()).expect("fewer than pages of a VM");
+            placed.push((vm, Pfn(pfn), content));
+            contents.push(page);
+        }
+    }
+    let runs = runs(&placed);
+    let parts = BlockParts { runs: &runs, uniform: &uniform, contents: &contents };
+    encode_block(&parts, Encoding::Lz4, scratch)
 }
 
 /// Neighbours in memory and in the block become one run.

@@ -4,13 +4,18 @@
 //! decides when the block's symbols go where and what is repaired how, [`driver`] seals and sends them, each in
 //! batches. The session knows no I/O and no clock.
 //!
+//! VMs may be started at their hosts while their memory arrives ([`guests`]): pages that they wait for are answered by
+//! [`page_service`], ahead of everything else.
+//!
 //! Entry types: [`prepare::Prepared`], then [`driver::Transfer`]; [`session::Session`] for a simulation.
 
 #![forbid(unsafe_code)]
 
 pub mod driver;
 pub mod encode;
+pub mod guests;
 pub mod measure;
+pub mod page_service;
 pub mod prepare;
 pub mod rate;
 pub mod session;

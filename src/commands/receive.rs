@@ -14,12 +14,15 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 use wire::control::HostStats;
 
 /// Where senders are awaited if nothing else is said.
 const LISTEN: &str = "0.0.0.0:47078";
 /// Socket buffer: a few milliseconds of a fast link, however busy the CPU is.
 const RCVBUF_BYTES: usize = 32 << 20;
+/// How long clones wait for a sender that is gone.
+const ORPHAN_TIMEOUT: Duration = Duration::from_secs(60);
 /// More workers than this only wait for each other's disk.
 const WORKERS_MAX: usize = 8;
 
@@ -95,6 +98,8 @@ fn configure(args: &Receive) -> Outcome<ServiceConfig> {
         replace: args.replace || file.replace,
         once: args.once || file.once,
         measurable: if args.measure.is_empty() { file.measure } else { args.measure.clone() },
+        guests: receiver::guests::GuestConfig::default(),
+        orphan_timeout: ORPHAN_TIMEOUT,
     })
 }
 
@@ -125,6 +130,7 @@ fn tell(name: &str, store: &Path, event: &ServiceEvent) {
         ServiceEvent::Refused(reason) => format!("refused {reason}"),
         ServiceEvent::Accepted(transfer, sender, vms) => format!("{transfer}: {vms} VMs from {sender}"),
         ServiceEvent::Resumed(note) => format!("resuming: {note}"),
+        ServiceEvent::Guests(note) => note.clone(),
         ServiceEvent::Ended(transfer, ended) => format!("{transfer}: {}", ending(ended)),
         _ => return,
     };

@@ -5,8 +5,9 @@ use crate::targets::{corpus_secret, join_frames};
 use pages::block::{BlockParts, ContentRun, Encoding, Scratch, UniformPlacement, encode_block};
 use pages::{PAGE_SIZE, Page, Pfn, UniformRun, VmId};
 use wire::control::{
-    Accept, Announce, BlockRange, Deficit, HostStats, Join, Message, Offer, Probe, ProbeResult, RefuseCause,
-    Report, Through, ToHost, ToSender, VmOffer,
+    Accept, Announce, Attachment, AttachmentOffer, BlockRange, CloneOffer, Deficit, FaultFigures, GuestOffer,
+    GuestReport, GuestState, HostStats, Join, Message, Offer, PageRange, Probe, ProbeResult, RefuseCause,
+    Report, Through, ToHost, ToSender, VmOffer, Want,
 };
 use wire::datagram::{Header, OVERHEAD_BYTES};
 use wire::seal::Sealer;
@@ -79,6 +80,12 @@ fn join() -> ToHost {
     ToHost::Join(Join { channel: 7, key: secret.key, salt: secret.salt, group: Some([239, 1, 1, 1].into()) })
 }
 
+fn guest() -> GuestOffer {
+    let state = AttachmentOffer { name: "state".into(), len: 4096, digest: [6; 32] };
+    let clones = (0..2).map(|clone| CloneOffer { clone, name: format!("web-2-{clone}") }).collect();
+    GuestOffer { vm: 1, kind: "microvm".into(), fingerprint: "x86".into(), attachments: vec![state], clones }
+}
+
 fn to_host() -> Vec<ToHost> {
     let vm = VmOffer { vm: 0, name: "web-1".into(), file_len: 8192, page_count: 2, content_pages: 1 };
     vec![
@@ -91,6 +98,7 @@ fn to_host() -> Vec<ToHost> {
             multicast_port: 47_077,
             ipv6: false,
             vms: vec![vm.clone(), VmOffer { vm: 1, name: "web-2".into(), ..vm }],
+            guests: vec![guest()],
         }),
         join(),
         ToHost::Leave { channel: 7 },
@@ -100,6 +108,8 @@ fn to_host() -> Vec<ToHost> {
         ToHost::Release,
         ToHost::Cancel { reason: "stopped".into() },
         ToHost::Probe(Probe { group: [239, 1, 1, 9].into(), port: 4, count: 100, listen_ms: 500 }),
+        ToHost::Attachment(Attachment { vm: 1, index: 0, last: true, bytes: vec![7; 40] }),
+        ToHost::Pages { body: vec![5; 70] },
     ]
 }
 
@@ -122,6 +132,12 @@ fn to_sender() -> Vec<ToSender> {
         ToSender::Failed { reason: "disk full".into() },
         ToSender::ProbeReady,
         ToSender::ProbeResult(ProbeResult { intact: 99, interface: "eth0".into(), ..ProbeResult::default() }),
+        ToSender::Want(Want { vm: 1, pages: vec![0, 1], ahead: vec![PageRange { first: 1, count: 1 }] }),
+        ToSender::Guest(GuestReport {
+            clone: 1,
+            state: GuestState::Failed { reason: "no KVM".into() },
+            faults: FaultFigures { here: 5, waited_p99_us: 900, ..FaultFigures::default() },
+        }),
     ]
 }
 

@@ -256,6 +256,7 @@ impl World {
             multicast_port: 1,
             ipv6: false,
             vms: vms.collect(),
+            guests: Vec::new(),
         });
         self.tell_host(host, &offer);
     }

@@ -24,3 +24,13 @@ pub const RANGES_MAX: usize = 4096;
 pub const RANGED_BLOCKS_MAX: usize = 1 << 22;
 /// Blocks of a session, terabytes of memory: ids are below it, which bounds a set of them to 2 MiB.
 pub const BLOCKS_MAX: u64 = 1 << 24;
+/// Attachments of a VM.
+pub const ATTACHMENTS_MAX: usize = 8;
+/// Bytes of an attachment, decompressed.
+pub const ATTACHMENT_BYTES_MAX: usize = 16 << 20;
+/// Bytes of an attachment in one message, compressed.
+pub const ATTACHMENT_PART_BYTES_MAX: usize = 512 << 10;
+/// Clones of one VM on one host.
+pub const CLONES_MAX: usize = 1024;
+/// Pages wanted in one message, and as many ahead of them.
+pub const WANTED_MAX: usize = 1024;

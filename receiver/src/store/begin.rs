@@ -90,7 +90,13 @@ pub(super) fn begin(
         let finished = matches!(images[slot], Image::Finished { .. });
         let image = open_image(store, slot, &entry, &seen, images[slot], &mut opened)?;
         opened.finished.push(finished);
-        opened.vms.push(Vm { entry, ram: seen.ram, part: seen.part, image });
+        opened.vms.push(Vm {
+            entry,
+            ram: seen.ram,
+            part: seen.part,
+            image,
+            lazy: std::sync::OnceLock::new(),
+        });
     }
     disk::sync_dir(&store.root)
         .map_err(|error| Attempt::on("sync this directory", &store.root).failed(error))?;

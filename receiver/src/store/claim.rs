@@ -73,7 +73,7 @@ impl Inner {
 
     /// Brings a finished image back to its `.part` name, durably, before it changes.
     fn reopen(&self, state: &mut State, slot: usize) -> Result<(), StoreError> {
-        let Vm { ram, part, entry, image } = &self.vms[slot];
+        let Vm { ram, part, entry, image, .. } = &self.vms[slot];
         let attempt = Attempt {
             vm: Some(&entry.name),
             ..Attempt::on("rename this image back to .part to change it", ram)
@@ -94,6 +94,12 @@ impl Inner {
         let mut total = Written::default();
         for pieces in placement.pieces.chunk_by(|a, b| a.run.slot == b.run.slot) {
             let vm = &self.vms[pieces[0].run.slot as usize];
+            if let Some(lazy) = vm.lazy.get() {
+                total.bytes += lazy.place(vm, pieces, contents)?;
+                if !lazy.beside {
+                    continue;
+                }
+            }
             let written = placement::write_pieces(&vm.image, vm.entry.file_len, pieces, contents)
                 .map_err(|error| vm.write_failed(error, contents.len() as u64))?;
             total.bytes += written.bytes;
@@ -110,7 +116,7 @@ impl Inner {
 }
 
 impl Vm {
-    fn write_failed(&self, error: std::io::Error, bytes: u64) -> StoreError {
+    pub(super) fn write_failed(&self, error: std::io::Error, bytes: u64) -> StoreError {
         Attempt { action: "write to this image", path: &self.part, vm: Some(&self.entry.name), bytes }
             .failed(error)
     }

@@ -88,6 +88,11 @@ impl Disk {
 }
 
 impl StoreFile {
+    /// The same open file once more.
+    pub(super) fn try_clone(&self) -> io::Result<File> {
+        self.file.try_clone()
+    }
+
     pub(super) fn metadata(&self) -> io::Result<Metadata> {
         self.file.metadata()
     }

@@ -13,6 +13,15 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum StoreError {
+    /// A VM that runs while its memory arrives cannot be given a page.
+    #[error("VM {vm:?}: cannot place memory that guests run on")]
+    Lazy {
+        /// The VM.
+        vm: String,
+        /// Why.
+        #[source]
+        source: vmm::lazy::LazyError,
+    },
     /// Another receiver has this store open.
     #[error("store {path} is in use by {}: stop that receiver or choose another store directory", owner(*pid))]
     Locked {

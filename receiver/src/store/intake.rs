@@ -19,7 +19,7 @@ use super::{Lease, Store};
 /// All methods take `&self`: several threads place different blocks at once. Blocks that share a page wait for each
 /// other. Dropping it keeps everything for a later [`Store::begin`] of the same transfer.
 pub struct Intake {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
     note: Option<String>,
     _lease: Lease,
 }
@@ -95,6 +95,12 @@ impl Intake {
     #[must_use]
     pub fn held_digests(&self) -> Vec<[u8; 32]> {
         self.inner.lock().ledger.held_digests()
+    }
+
+    /// Digests of all blocks held, those placed in this run included: for a sender that connects once more.
+    #[must_use]
+    pub fn live_digests(&self) -> Vec<[u8; 32]> {
+        self.inner.lock().ledger.live_digests()
     }
 
     /// Tells that the sender announced a block with this digest in the current session: if it is held, its pages count

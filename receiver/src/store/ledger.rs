@@ -117,6 +117,11 @@ impl Ledger {
         self.blocks.iter().filter(held).map(|block| block.digest).collect()
     }
 
+    /// Digests of the live blocks.
+    pub(super) fn live_digests(&self) -> Vec<Digest> {
+        self.blocks.iter().filter(|block| block.phase == Phase::Live).map(|block| block.digest).collect()
+    }
+
     /// Whether a live block owns a page of the VM.
     pub(super) fn any_held(&self) -> Vec<bool> {
         let mut any = vec![false; self.vms.len()];

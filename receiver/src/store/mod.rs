@@ -24,6 +24,7 @@ mod disk;
 mod error;
 mod intake;
 mod journal;
+mod lazy;
 mod ledger;
 mod names;
 mod placement;

@@ -1,7 +1,7 @@
 //! What the threads of one intake share.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use pages::VmId;
 
@@ -9,6 +9,7 @@ use super::checkpoint::Checkpoint;
 use super::disk::{Disk, StoreFile};
 use super::error::StoreError;
 use super::journal::{Journal, VmEntry};
+use super::lazy::Lazy;
 use super::ledger::Ledger;
 
 /// A VM of the intake.
@@ -17,6 +18,8 @@ pub(super) struct Vm {
     pub(super) ram: PathBuf,
     pub(super) part: PathBuf,
     pub(super) image: StoreFile,
+    /// Its memory as guests see it, if it is started while it arrives.
+    pub(super) lazy: OnceLock<Lazy>,
 }
 
 /// What `begin` hands over.

@@ -51,8 +51,7 @@ impl Transfer {
                 resident.or_else(|| Some(self.again.stripes.get(&stripe)?.get(place)?.bytes.as_slice()));
             if let Some(bytes) = bytes {
                 if let Some(queue) = &self.queues[host] {
-                    // A closed queue shows itself as a broken link.
-                    let _ = queue.send(ToHost::BlockData { block: id.0, bytes: bytes.to_vec() });
+                    queue.say(ToHost::BlockData { block: id.0, bytes: bytes.to_vec() });
                 }
                 continue;
             }

@@ -2,13 +2,13 @@
 //! break are tried again until the transfer is over.
 
 use super::Happening;
+use super::queue::{Queue, Queued, queue};
 use crossbeam_channel::Sender;
 use net::control::{ControlError, connect};
 use net::pki::Identity;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
 use wire::control::{Message, ToHost, ToSender};
 
@@ -27,7 +27,7 @@ pub struct HostTarget {
 /// What a connection task tells the transfer.
 pub(super) enum Link {
     /// Connected and authenticated; the offer is on its way. Messages go to this queue.
-    Up(UnboundedSender<ToHost>),
+    Up(Queue),
     /// A message of the host.
     Message(ToSender),
     /// Broken, or could not be made; tried again unless `fatal`.
@@ -132,7 +132,7 @@ impl Task {
         if let Err(error) = writer.write_frame(&self.offer.encode()).await {
             return Some(describe(&error));
         }
-        let (queue, mut queued) = unbounded_channel();
+        let (queue, mut queued) = queue();
         self.tell(Link::Up(queue));
         let reading = async {
             loop {
@@ -159,30 +159,25 @@ impl Task {
     }
 }
 
-/// Frames written at once when several are queued: one TLS record and system call for many small messages.
-const FRAMES_AT_ONCE: usize = 64;
-
 /// Writes what is queued until the queue closes or the transfer is over.
 async fn write_queue(
     writer: &mut net::control::FrameWriter,
-    queued: &mut UnboundedReceiver<ToHost>,
+    queued: &mut Queued,
     stopped: &mut watch::Receiver<bool>,
 ) -> Option<String> {
-    let mut messages = Vec::with_capacity(FRAMES_AT_ONCE);
     loop {
         let over = *stopped.borrow();
-        tokio::select! {
+        let frames = tokio::select! {
             biased;
-            _ = queued.recv_many(&mut messages, FRAMES_AT_ONCE) => {}
+            frames = queued.next() => frames,
             _ = stopped.changed(), if !over => continue,
-            () = std::future::ready(()), if over => {}
-        }
-        if messages.is_empty() {
+            () = std::future::ready(()), if over => queued.rest(),
+        };
+        if frames.is_empty() {
             // Over, and nothing is left to say. A peer that is gone already needs no farewell.
             let _ = writer.shutdown().await;
             return None;
         }
-        let frames: Vec<Vec<u8>> = messages.drain(..).map(|message| message.encode()).collect();
         let slices: Vec<&[u8]> = frames.iter().map(Vec::as_slice).collect();
         if let Err(error) = writer.write_frames(&slices).await {
             return Some(describe(&error));

@@ -113,3 +113,15 @@ fn work(prepared: &Prepared, plan: &EncodePlan, queue: &Receiver<Job>, out: &Sen
         }
     }
 }
+
+/// Encoded bytes to expect of so many.
+pub(super) fn scaled(bytes: u64, ratio: f64) -> u64 {
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "an estimate of bytes, positive"
+    )]
+    let scaled = (bytes as f64 * ratio.clamp(0.001, 2.0)) as u64;
+    scaled.max(1)
+}

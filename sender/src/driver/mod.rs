@@ -4,31 +4,35 @@
 mod catch_up;
 mod control;
 mod encoders;
+mod guests;
 mod offers;
 mod outcome;
+mod queue;
 mod transmit;
 
 pub use control::HostTarget;
 pub use outcome::{HostOutcome, Outcome, Progress};
 
 use crate::encode::{EncodePlan, EncodedBlock};
+use crate::guests::GuestInput;
 use crate::prepare::Prepared;
 use crate::session::{Event, Phase, SegmentSpec, Session, SessionConfig};
 use crate::window::Window;
 use catch_up::Again;
 use control::{Connections, Link};
 use crossbeam_channel::{Receiver, RecvTimeoutError, unbounded};
-use encoders::{Encoded, Encoders};
+use encoders::{Encoded, Encoders, scaled};
 use fec::{BlockShape, CostModel};
+use guests::Guests;
 use net::interface::Interface;
 use net::pki::Identity;
 use net::udp::SenderOptions;
 use offers::{channel_specs, offers};
+use queue::Queue;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use tokio::sync::mpsc::UnboundedSender;
 use transmit::Transmitter;
 use wire::control::{ToHost, ToSender};
 
@@ -82,6 +86,8 @@ pub struct TransferConfig {
     pub encode: EncodePlan,
     /// Threads that encode.
     pub threads: usize,
+    /// VMs that are started at their hosts while their memory arrives; see [`crate::guests::check`].
+    pub guests: Vec<GuestInput>,
 }
 
 /// A transfer could not be run at all. Failures of single hosts are in [`Outcome`].
@@ -127,13 +133,14 @@ pub struct Transfer {
     encoders: Encoders,
     connections: Option<Connections>,
     happenings: Receiver<Happening>,
-    queues: Vec<Option<UnboundedSender<ToHost>>>,
+    queues: Vec<Option<Queue>>,
     unicast_channel: Vec<Option<usize>>,
     /// For each block, its stripe and its place there.
     origins: Vec<(usize, usize)>,
     stripe_segments: Vec<usize>,
     stripe_bytes: u64,
     again: Again,
+    guests: Guests,
     start: Instant,
     complete_at: Vec<Option<Duration>>,
     vm_complete: Vec<Vec<u16>>,
@@ -198,7 +205,8 @@ impl Transfer {
             encoders,
             connections: Some(connections),
             happenings,
-            queues: vec![None; hosts],
+            queues: (0..hosts).map(|_| None).collect(),
+            guests: Guests::new(prepared, &config),
             unicast_channel,
             origins: Vec::new(),
             stripe_segments,
@@ -236,6 +244,7 @@ impl Transfer {
             self.session.handle_timeout(self.start.elapsed());
             while sent < BATCHES_AT_ONCE {
                 let Some(transmit) = self.session.poll_transmit(self.start.elapsed()) else { break };
+                self.answer_faults();
                 // Announcements and questions go out first: the control channel is slower to start.
                 self.flush_control();
                 if let Some(batch) = self.window.seal(&transmit).map_err(TransferError::Fec)? {
@@ -243,6 +252,7 @@ impl Transfer {
                 }
                 sent += 1;
             }
+            self.answer_faults();
             self.catch_up();
             self.flush_control();
             self.after_steps();
@@ -284,6 +294,7 @@ impl Transfer {
             Happening::Link { host, link } => match link {
                 Link::Up(queue) => {
                     self.queues[host] = Some(queue);
+                    self.guests.service.handle_connected(host);
                     self.session.handle_connected(host, now);
                 }
                 Link::Message(message) => self.message(host, message, now),
@@ -304,7 +315,9 @@ impl Transfer {
         if let (ToSender::Accept(accept), Some(channel)) = (&message, self.unicast_channel[host]) {
             self.transmitter.set_dest(channel, accept.unicast);
         }
-        self.session.handle_control(host, message, now);
+        if let Some(message) = self.guest_message(host, message, now) {
+            self.session.handle_control(host, message, now);
+        }
     }
 
     fn add_blocks(&mut self, stripe: usize, blocks: Vec<EncodedBlock>) {
@@ -333,8 +346,7 @@ impl Transfer {
     fn flush_control(&mut self) {
         while let Some((host, message)) = self.session.poll_control() {
             if let Some(queue) = &self.queues[host] {
-                // A closed queue shows itself as a broken link.
-                let _ = queue.send(message);
+                queue.say(message);
             }
         }
     }
@@ -369,22 +381,11 @@ impl Transfer {
                 && let Some(queue) = &self.queues[host]
             {
                 // A host that is gone has its images all the same; its journal stays until the next transfer.
-                let _ = queue.send(ToHost::Release);
+                queue.say(ToHost::Release);
             }
         }
         self.queues.clear();
         self.connections = None;
         self.outcome(wall)
     }
-}
-
-fn scaled(bytes: u64, ratio: f64) -> u64 {
-    #[expect(
-        clippy::cast_precision_loss,
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "an estimate of bytes, positive"
-    )]
-    let scaled = (bytes as f64 * ratio.clamp(0.001, 2.0)) as u64;
-    scaled.max(1)
 }

@@ -1,6 +1,7 @@
 //! What the hosts are told first, and the keys of a session.
 
 use super::{HostTarget, Schedule, TransferConfig};
+use crate::guests;
 use crate::prepare::Prepared;
 use crate::session::ChannelSpec;
 use std::collections::HashSet;
@@ -53,6 +54,7 @@ pub(super) fn offers(prepared: &Prepared, config: &TransferConfig) -> Vec<ToHost
             multicast_port: config.multicast_port,
             ipv6: config.ipv6,
             vms: vms.collect(),
+            guests: guests::offers(&config.guests, host),
         })
     };
     config.hosts.iter().enumerate().map(offer).collect()

@@ -1,6 +1,8 @@
 //! What a transfer tells while it runs and when it is over.
 
 use super::Transfer;
+use crate::guests::Clones;
+use crate::page_service::PageStats;
 use crate::session::{Phase, SessionStats};
 use net::udp::SenderStats;
 use std::time::Duration;
@@ -21,6 +23,10 @@ pub struct Progress {
     pub rate_bytes_per_s: u64,
     /// Counters.
     pub stats: SessionStats,
+    /// Clones that are to be started, by number.
+    pub clones: Clones,
+    /// Pages answered to guests.
+    pub pages: PageStats,
 }
 
 /// What became of one host.
@@ -59,6 +65,10 @@ pub struct Outcome {
     pub cpu: Duration,
     /// When each segment's first symbol went out.
     pub segments: Vec<(usize, Duration)>,
+    /// Clones that were to be started, by number.
+    pub clones: Clones,
+    /// Pages answered to guests.
+    pub pages: PageStats,
 }
 
 impl Outcome {
@@ -83,6 +93,8 @@ impl Transfer {
             expected_bytes: hosts.map(|host| self.session.expected_bytes(host)).collect(),
             rate_bytes_per_s: self.session.rate_bytes_per_s(),
             stats: self.session.stats().clone(),
+            clones: self.guests.clones.clone(),
+            pages: self.guests.service.stats(),
         }
     }
 
@@ -103,6 +115,8 @@ impl Transfer {
             started: self.session.started_at(),
             cpu: usage::cpu().saturating_sub(self.cpu_at_start),
             segments: self.segment_log.clone(),
+            clones: self.guests.clones.clone(),
+            pages: self.guests.service.stats(),
         }
     }
 }

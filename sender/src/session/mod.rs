@@ -208,6 +208,11 @@ impl Session {
         self.started_at
     }
 
+    /// Something of so many bytes was sent beside the session's own datagrams: it takes its share of the link.
+    pub fn spend(&mut self, now: Duration, bytes: u64) {
+        self.pacer.spend(now, bytes);
+    }
+
     /// The pacing rate now, in bytes per second, all headers counted.
     #[must_use]
     pub fn rate_bytes_per_s(&self) -> u64 {

@@ -89,6 +89,7 @@ pub(crate) fn run(args: &Send) -> Outcome {
         session: session_config(args, &plan, symbol),
         encode: EncodePlan::new(encoding, ratio, symbol),
         threads,
+        guests: Vec::new(),
     };
     let mut sent = Sent::new(&plan, &prepared, &schedule, settings, prepare);
     transfer(&prepared, &schedule, config, &images, &interrupt, &mut display, &mut sent)?;

@@ -20,6 +20,7 @@
 //! Either side ends early with `Cancel`/`Failed` and a reason in words.
 
 mod check;
+mod guests;
 pub mod measure;
 mod ranges;
 #[cfg(test)]
@@ -27,6 +28,10 @@ mod tests;
 mod to_host;
 mod to_sender;
 
+pub use guests::{
+    Attachment, AttachmentOffer, CloneOffer, FaultFigures, GuestOffer, GuestReport, GuestState, PageRange,
+    Want,
+};
 pub use ranges::{BlockRange, ranges};
 pub use to_host::{Announce, Join, Offer, Probe, Through, ToHost, VmOffer};
 pub use to_sender::{Accept, Deficit, HostStats, ProbeResult, RefuseCause, Report, ToSender};

@@ -15,7 +15,19 @@ fn offer() -> ToHost {
         multicast_port: 7700,
         ipv6: false,
         vms: vec![vm],
+        guests: vec![guest()],
     })
+}
+
+fn guest() -> GuestOffer {
+    let state = AttachmentOffer { name: "state".into(), len: 9, digest: [3; 32] };
+    let clones = vec![CloneOffer { clone: 7, name: "a-7".into() }];
+    GuestOffer { vm: 0, kind: "microvm".into(), fingerprint: "v1".into(), attachments: vec![state], clones }
+}
+
+fn want() -> ToSender {
+    let ahead = vec![PageRange { first: 5, count: 16 }];
+    ToSender::Want(Want { vm: 0, pages: vec![4, 900], ahead })
 }
 
 fn report() -> ToSender {
@@ -33,7 +45,9 @@ fn round_trips_and_rejects_trailing_bytes() {
     assert_eq!(ToHost::decode(&frame), Ok(offer()));
     frame.push(0);
     assert_eq!(ToHost::decode(&frame), Err(ControlError::Malformed(frame.len())));
-    assert_eq!(ToSender::decode(&report().encode()), Ok(report()));
+    for message in [report(), want()] {
+        assert_eq!(ToSender::decode(&message.encode()), Ok(message));
+    }
 }
 
 #[test]
@@ -51,6 +65,16 @@ fn limits_are_checked_by_name() {
     let many = ToHost::Through(Through { seq: 1, sent: vec![], blocks: vec![range; 2] });
     let error = ToHost::decode(&many.encode()).expect_err("too many");
     assert!(matches!(error, ControlError::Limit { field: "blocks in ranges", .. }), "{error}");
+    let ahead = vec![PageRange { first: 0, count: 1 << 31 }; 2];
+    let greedy = ToSender::Want(Want { vm: 0, pages: vec![], ahead });
+    let error = ToSender::decode(&greedy.encode()).expect_err("too many");
+    assert!(matches!(error, ControlError::Limit { field: "pages ahead", .. }), "{error}");
+    let mut huge = guest();
+    huge.attachments[0].len = u32::MAX;
+    let ToHost::Offer(mut offered) = offer() else { unreachable!("an offer") };
+    offered.guests = vec![huge];
+    let error = ToHost::decode(&ToHost::Offer(offered).encode()).expect_err("too long");
+    assert!(matches!(error, ControlError::Limit { field: "attachment length", .. }), "{error}");
     assert_eq!(reason(&"é".repeat(600)).len(), limits::REASON_BYTES_MAX);
 }
 
@@ -65,7 +89,7 @@ fn ranges_are_fewest() {
 proptest! {
     #[test]
     fn damaged_frames_never_panic(flips in proptest::collection::vec((any::<u16>(), any::<u8>()), 1..8)) {
-        for frame in [offer().encode(), report().encode()] {
+        for frame in [offer().encode(), report().encode(), want().encode()] {
             let mut damaged = frame;
             for (at, value) in &flips {
                 let at = usize::from(*at) % damaged.len();

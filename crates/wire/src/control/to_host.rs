@@ -1,7 +1,7 @@
 //! What the sender says to a host.
 
 use super::check::{at_most, check_block_len, check_ids, check_ranges};
-use super::{BlockRange, ControlError, Message, measure};
+use super::{Attachment, BlockRange, ControlError, GuestOffer, Message, measure};
 use crate::seal::ChannelSecret;
 use crate::{ChannelId, Digest, VERSION, limits};
 use serde::{Deserialize, Serialize};
@@ -43,6 +43,14 @@ pub enum ToHost {
     Probe(Probe),
     /// `scatter measure`: what do your VMs have in common with other hosts'?
     Measure(measure::Ask),
+    /// A part of what a VM needs beside its memory.
+    Attachment(Attachment),
+    /// Pages that guests wait for: a block's body that is no block of the transfer, from the sender's memory.
+    Pages {
+        /// The body, as [`limits::BLOCK_BYTES_MAX`] bounds it.
+        #[serde(with = "serde_bytes")]
+        body: Vec<u8>,
+    },
 }
 
 /// One VM of an offer.
@@ -79,6 +87,8 @@ pub struct Offer {
     pub ipv6: bool,
     /// The VMs for this host.
     pub vms: Vec<VmOffer>,
+    /// Those of them that are started while their memory arrives; a VM is named at most once.
+    pub guests: Vec<GuestOffer>,
 }
 
 /// Membership of one channel.
@@ -152,6 +162,8 @@ impl Message for ToHost {
                 at_most("transfer name", offer.transfer.len(), limits::NAME_BYTES_MAX)?;
                 at_most("host name", offer.host.len(), limits::NAME_BYTES_MAX)?;
                 at_most("symbol size", offer.symbol_size_max.into(), limits::SYMBOL_BYTES_MAX.into())?;
+                at_most("guests", offer.guests.len(), limits::VMS_MAX)?;
+                offer.guests.iter().try_for_each(GuestOffer::check)?;
                 offer.vms.iter().try_for_each(|vm| at_most("VM name", vm.name.len(), limits::NAME_BYTES_MAX))
             }
             Self::Announce(announce) => {
@@ -167,6 +179,10 @@ impl Message for ToHost {
             Self::Cancel { reason } => at_most("reason", reason.len(), limits::REASON_BYTES_MAX),
             Self::Probe(probe) => at_most("listening time", probe.listen_ms as usize, 10_000),
             Self::Measure(ask) => ask.check(),
+            Self::Attachment(part) => {
+                at_most("attachment part", part.bytes.len(), limits::ATTACHMENT_PART_BYTES_MAX)
+            }
+            Self::Pages { body } => at_most("pages", body.len(), limits::BLOCK_BYTES_MAX as usize),
             Self::Join(_) | Self::Leave { .. } | Self::Release => Ok(()),
         }
     }

@@ -1,7 +1,7 @@
 //! What a host says to the sender.
 
 use super::check::{at_most, check_ranges};
-use super::{BlockRange, ControlError, Message, measure};
+use super::{BlockRange, ControlError, GuestReport, Message, Want, measure};
 use crate::{Digest, limits};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -56,6 +56,10 @@ pub enum ToSender {
     ProbeResult(ProbeResult),
     /// Answer to `Measure`.
     Measured(measure::Tell),
+    /// Pages that guests here wait for.
+    Want(Want),
+    /// News of a clone here.
+    Guest(GuestReport),
 }
 
 /// A host's readiness.
@@ -171,6 +175,8 @@ impl Message for ToSender {
                 at_most("interface name", result.interface.len(), limits::NAME_BYTES_MAX)
             }
             Self::Measured(tell) => tell.check(),
+            Self::Want(want) => want.check(),
+            Self::Guest(report) => report.check(),
             Self::Accept(_)
             | Self::Joined { .. }
             | Self::VmComplete { .. }

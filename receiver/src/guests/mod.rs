@@ -1,0 +1,350 @@
+//! VMs that run on this host while their memory arrives (docs/post-copy.md).
+//!
+//! ```text
+//! Attachment ─▶ attachments ─ all here ─▶ a thread a clone: Launch::run ── faults ──▶ LazyImage::demand
+//! blocks ─▶ store ─▶ LazyImage ◀── Pages ── sender ◀── Want ── wants ◀───── next_demand ──┘
+//! ```
+//!
+//! [`Guests`] belongs to a transfer and outlives its connections: a sender that comes back finds the clones waiting.
+
+mod attachments;
+mod clone;
+mod launch;
+mod wants;
+
+pub use launch::{CloneSpec, Launch, Ward};
+pub use wants::PrePaging;
+
+use crate::store::{Intake, StoreError};
+use attachments::Attachments;
+use clone::{Clone, Event, State, report, start};
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use net::udp::Waker;
+use pages::VmId;
+use pages::block::{BlockLimits, ContentRun, Scratch, decode_block};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use vmm::lazy::{LazyImage, Origin};
+use wants::Wants;
+use wire::control::{self, Attachment, GuestOffer, GuestState, ToSender};
+
+/// What a host allows to be started, and how.
+#[derive(Clone, Default)]
+pub struct GuestConfig {
+    /// The programs; an offer of another kind is refused.
+    pub launchers: Vec<Arc<dyn Launch>>,
+    /// Pages asked for beside those that guests wait for.
+    pub pre_paging: PrePaging,
+}
+
+/// Why guests cannot run here, or can no longer.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum GuestError {
+    /// This host has no program for the kind.
+    #[error("this host may not start VMs of kind {kind}: allow it with `--launch {kind}` there, if it is to")]
+    Kind {
+        /// The kind.
+        kind: String,
+    },
+    /// The program cannot run this VM.
+    #[error("{kind} on this host cannot run the VM: {reason}")]
+    Unfit {
+        /// The kind.
+        kind: String,
+        /// Why.
+        reason: String,
+    },
+    /// The offer names a VM twice, or one that is not offered.
+    #[error("the offer contradicts itself: guest of VM {vm}")]
+    Offer {
+        /// The VM.
+        vm: u16,
+    },
+    /// Its memory cannot be prepared.
+    #[error("cannot prepare the memory of guests")]
+    Memory(#[source] StoreError),
+    /// The sender said what makes no sense.
+    #[error("the sender broke the protocol: {0}")]
+    Protocol(String),
+    /// An answer cannot be placed.
+    #[error("VM {vm}: an answer to a page fault cannot be placed")]
+    Place {
+        /// The VM.
+        vm: u16,
+        /// Why.
+        #[source]
+        source: vmm::lazy::LazyError,
+    },
+}
+
+struct GuestVm {
+    offer: GuestOffer,
+    image: Arc<LazyImage>,
+    attachments: Attachments,
+    wants: Wants,
+    launcher: Arc<dyn Launch>,
+    clones: Vec<Clone>,
+}
+
+/// See the module's text.
+pub struct Guests {
+    vms: Vec<GuestVm>,
+    waker: Arc<Waker>,
+    out: Sender<Event>,
+    events: Receiver<Event>,
+    messages: VecDeque<ToSender>,
+    scratch: Scratch,
+}
+
+impl Guests {
+    /// Looks whether the host may and can run what is offered; asked before anything is prepared.
+    ///
+    /// # Errors
+    /// [`GuestError::Kind`], [`GuestError::Unfit`].
+    pub fn check(offers: &[GuestOffer], config: &GuestConfig) -> Result<(), GuestError> {
+        for offer in offers {
+            let launcher = launcher(offer, config)?;
+            let names: Vec<&str> =
+                offer.attachments.iter().map(|attachment| attachment.name.as_str()).collect();
+            launcher
+                .check(&offer.fingerprint, &names)
+                .map_err(|reason| GuestError::Unfit { kind: offer.kind.clone(), reason })?;
+        }
+        Ok(())
+    }
+
+    /// Prepares the memory of the offered guests. `waker` is woken when they need or tell something.
+    ///
+    /// # Errors
+    /// [`GuestError`].
+    pub fn prepare(
+        offers: &[GuestOffer],
+        config: &GuestConfig,
+        intake: &Intake,
+        waker: &Arc<Waker>,
+    ) -> Result<Self, GuestError> {
+        let (out, events) = unbounded();
+        let mut vms: Vec<GuestVm> = Vec::with_capacity(offers.len());
+        for offer in offers {
+            if vms.iter().any(|vm| vm.offer.vm == offer.vm) {
+                return Err(GuestError::Offer { vm: offer.vm });
+            }
+            let (image, beside) = intake.lazy_image(VmId(offer.vm)).map_err(GuestError::Memory)?;
+            if beside {
+                tracing::warn!(
+                    vm = offer.vm,
+                    "the store is not on a tmpfs: guests' memory stands beside it, written twice"
+                );
+            }
+            let wake = Arc::clone(waker);
+            image.on_demand(move || wake.wake());
+            vms.push(GuestVm {
+                offer: offer.clone(),
+                attachments: Attachments::new(&offer.attachments),
+                wants: Wants::new(offer.vm, image.page_count(), config.pre_paging),
+                launcher: launcher(offer, config)?,
+                image,
+                clones: Vec::new(),
+            });
+        }
+        Ok(Self {
+            vms,
+            waker: Arc::clone(waker),
+            out,
+            events,
+            messages: VecDeque::new(),
+            scratch: Scratch::new(),
+        })
+    }
+
+    /// What was offered.
+    pub fn offers(&self) -> impl Iterator<Item = &GuestOffer> {
+        self.vms.iter().map(|vm| &vm.offer)
+    }
+
+    /// A connection begins: its sender knows nothing of what was asked for and told on the one before.
+    pub fn handle_connected(&mut self) {
+        self.messages.clear();
+        for vm in &mut self.vms {
+            vm.attachments.restart();
+            vm.wants.restart(&vm.image);
+            for clone in &mut vm.clones {
+                clone.told_complete = false;
+                if clone.state == State::Running {
+                    let report = report(clone, GuestState::Running);
+                    self.messages.push_back(report);
+                }
+            }
+        }
+        self.start_ready();
+    }
+
+    /// Takes in a part of an attachment; when all of a VM are here, its clones start.
+    ///
+    /// # Errors
+    /// [`GuestError::Protocol`].
+    pub fn handle_attachment(&mut self, part: Attachment) -> Result<(), GuestError> {
+        let vm = self.vms.iter_mut().find(|vm| vm.offer.vm == part.vm);
+        let vm = vm.ok_or_else(|| {
+            GuestError::Protocol(format!("an attachment of VM {}, which is no guest", part.vm))
+        })?;
+        vm.attachments.take(part).map_err(GuestError::Protocol)?;
+        self.start_ready();
+        Ok(())
+    }
+
+    /// Places an answer to page faults.
+    ///
+    /// # Errors
+    /// [`GuestError::Protocol`], [`GuestError::Place`].
+    pub fn handle_pages(&mut self, body: &[u8]) -> Result<(), GuestError> {
+        let decoded = decode_block(body, &BlockLimits::default(), &mut self.scratch)
+            .map_err(|error| GuestError::Protocol(format!("an answer cannot be read: {error}")))?;
+        let contents = decoded.contents.as_ref();
+        for run in &decoded.runs {
+            let ContentRun { vm, pfn, content, count } = *run;
+            let from = content as usize * pages::PAGE_SIZE;
+            let bytes = &contents[from..from + count as usize * pages::PAGE_SIZE];
+            let placed = image(&self.vms, vm)?.place(pfn.0, bytes, Origin::Sender);
+            placed.map_err(|source| GuestError::Place { vm: vm.0, source })?;
+        }
+        for placed in &decoded.uniform {
+            let (vm, run) = (placed.vm, &placed.run);
+            let placed = image(&self.vms, vm)?.place_word(run.first.0, run.count, run.word, Origin::Sender);
+            placed.map_err(|source| GuestError::Place { vm: vm.0, source })?;
+        }
+        decoded.recycle(&mut self.scratch);
+        Ok(())
+    }
+
+    /// The next message to the sender.
+    pub fn poll(&mut self) -> Option<ToSender> {
+        self.take_events();
+        // What guests wait for goes before what is told of them.
+        let want = self.vms.iter_mut().find_map(|vm| vm.wants.poll(&vm.image));
+        if let Some(want) = want {
+            return Some(ToSender::Want(want));
+        }
+        self.find_complete();
+        self.messages.pop_front()
+    }
+
+    /// Whether every clone runs on memory that is whole, or is over: nobody depends on the sender any more.
+    #[must_use]
+    pub fn is_independent(&self) -> bool {
+        self.vms.iter().all(|vm| {
+            vm.clones.len() == vm.offer.clones.len()
+                && vm.clones.iter().all(|clone| match clone.state {
+                    State::Starting => false,
+                    State::Running => vm.image.is_complete(),
+                    State::Over => true,
+                })
+        })
+    }
+
+    /// Whether a clone is starting or running.
+    #[must_use]
+    pub fn any_alive(&self) -> bool {
+        self.vms.iter().flat_map(|vm| &vm.clones).any(|clone| clone.state != State::Over)
+    }
+
+    /// Names of the clones that depend on pages which are not here.
+    #[must_use]
+    pub fn dependent(&self) -> Vec<&str> {
+        let dependent = self.vms.iter().filter(|vm| !vm.image.is_complete());
+        let clones = dependent.flat_map(|vm| vm.clones.iter().zip(&vm.offer.clones));
+        clones.filter(|(clone, _)| clone.state != State::Over).map(|(_, offer)| offer.name.as_str()).collect()
+    }
+
+    /// Pages that are missing will never come: clones that need them are ended by their programs.
+    pub fn lose(&self, reason: &str) {
+        self.vms.iter().filter(|vm| !vm.image.is_complete()).for_each(|vm| vm.image.lose(reason));
+    }
+
+    /// Takes in what became of clones, with no sender to tell.
+    pub fn tend(&mut self) {
+        self.take_events();
+        self.messages.clear();
+    }
+
+    fn start_ready(&mut self) {
+        for vm in &mut self.vms {
+            if !vm.clones.is_empty() {
+                continue;
+            }
+            let Some(attachments) = vm.attachments.all() else { continue };
+            let attachments: Arc<[(String, Vec<u8>)]> = attachments.into();
+            for offer in &vm.offer.clones {
+                let spec = CloneSpec {
+                    clone: offer.clone,
+                    name: offer.name.clone(),
+                    image: Arc::clone(&vm.image),
+                    attachments: Arc::clone(&attachments),
+                };
+                vm.clones.push(start(spec, &vm.launcher, &self.out, &self.waker));
+            }
+        }
+    }
+
+    fn take_events(&mut self) {
+        while let Ok(event) = self.events.try_recv() {
+            let (Event::Running(number) | Event::Over(number, _)) = &event;
+            let clones = self.vms.iter_mut().flat_map(|vm| &mut vm.clones);
+            let Some(clone) = clones.into_iter().find(|clone| clone.number == *number) else { continue };
+            let state = match event {
+                Event::Running(_) if clone.state == State::Starting => {
+                    clone.state = State::Running;
+                    GuestState::Running
+                }
+                Event::Running(_) => continue,
+                Event::Over(_, ended) => {
+                    clone.state = State::Over;
+                    ended.map_or_else(
+                        |reason| GuestState::Failed { reason: control::reason(&reason) },
+                        |()| GuestState::Ended,
+                    )
+                }
+            };
+            let report = report(clone, state);
+            self.messages.push_back(report);
+        }
+    }
+
+    fn find_complete(&mut self) {
+        for vm in self.vms.iter_mut().filter(|vm| vm.image.is_complete()) {
+            for clone in
+                vm.clones.iter_mut().filter(|clone| clone.state == State::Running && !clone.told_complete)
+            {
+                clone.told_complete = true;
+                let report = report(clone, GuestState::Complete);
+                self.messages.push_back(report);
+            }
+        }
+    }
+}
+
+impl Drop for Guests {
+    /// Ends the clones, and waits for their threads: their programs look at their wards some times a second.
+    fn drop(&mut self) {
+        self.lose("the receiver ends");
+        let clones = || self.vms.iter().flat_map(|vm| &vm.clones);
+        clones().for_each(|clone| clone.ward.stop());
+        for clone in self.vms.iter_mut().flat_map(|vm| &mut vm.clones) {
+            if let Some(thread) = clone.thread.take() {
+                // A panic was reported by the thread.
+                let _ = thread.join();
+            }
+        }
+    }
+}
+
+fn launcher(offer: &GuestOffer, config: &GuestConfig) -> Result<Arc<dyn Launch>, GuestError> {
+    let launcher = config.launchers.iter().find(|launcher| launcher.kind() == offer.kind);
+    launcher.cloned().ok_or_else(|| GuestError::Kind { kind: offer.kind.clone() })
+}
+
+fn image(vms: &[GuestVm], vm: VmId) -> Result<&LazyImage, GuestError> {
+    let found = vms.iter().find(|guest| guest.offer.vm == vm.0).map(|guest| &*guest.image);
+    found.ok_or_else(|| GuestError::Protocol(format!("pages of VM {}, which is no guest", vm.0)))
+}

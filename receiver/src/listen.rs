@@ -1,0 +1,119 @@
+//! Connections of senders: a task each, which awaits the offer and then passes messages both ways.
+
+use crate::driver::Link;
+use crossbeam_channel::{Sender, unbounded};
+use net::control::Listener;
+use net::interface::Interface;
+use net::udp::Waker;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc::unbounded_channel;
+use wire::control::measure::Ask;
+use wire::control::{Message, Offer, ToHost};
+
+/// How long a new connection may take to make its offer.
+const OFFER_WAIT: Duration = Duration::from_secs(10);
+
+/// A connection that has made its offer.
+pub(crate) struct Incoming {
+    pub(crate) peer: String,
+    pub(crate) peer_address: SocketAddr,
+    pub(crate) local_address: SocketAddr,
+    pub(crate) offer: Offer,
+    pub(crate) link: Link,
+}
+
+/// What the tasks share.
+pub(crate) struct Shared {
+    pub(crate) out: Sender<Result<Incoming, String>>,
+    pub(crate) waker: Arc<Waker>,
+    pub(crate) interface: Option<Interface>,
+    pub(crate) agent: crate::measure::Agent,
+}
+
+/// Accepts connections, each with a task of its own.
+pub(crate) async fn listen(mut listener: Listener, shared: Arc<Shared>) {
+    loop {
+        match listener.accept().await {
+            Ok((control, peer)) => {
+                tokio::spawn(converse(control, peer, Arc::clone(&shared)));
+            }
+            Err(error) => {
+                if shared.out.send(Err(error.to_string())).is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// One connection: its first message says what it is for.
+async fn converse(control: net::control::Control, peer: String, shared: Arc<Shared>) {
+    let peer_address = control.peer().addr;
+    let Ok(local_address) = control.local_addr() else { return };
+    let (mut reader, mut writer) = control.split();
+    let first = tokio::time::timeout(OFFER_WAIT, reader.read_frame()).await;
+    let first = match first {
+        Ok(Ok(Some(frame))) => ToHost::decode(&frame).map_err(|error| error.to_string()),
+        Ok(Ok(None)) => return,
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err("no offer in time".into()),
+    };
+    let offer = match first {
+        Ok(ToHost::Offer(offer)) => offer,
+        Ok(ToHost::Probe(probe)) => {
+            crate::probe::serve(probe, peer_address, shared.interface.clone(), &mut writer).await;
+            return;
+        }
+        Ok(ToHost::Measure(Ask::Start(start))) => {
+            return crate::measure::serve(start, &shared.agent, &mut reader, &mut writer).await;
+        }
+        Ok(_) => return refused(&shared, &peer, "its first message is no offer"),
+        Err(reason) => return refused(&shared, &peer, &reason),
+    };
+    let (messages, incoming) = unbounded();
+    let (outgoing, mut frames) = unbounded_channel::<Vec<u8>>();
+    let link = Link { incoming, outgoing };
+    if shared.out.send(Ok(Incoming { peer, peer_address, local_address, offer, link })).is_err() {
+        return;
+    }
+    shared.waker.wake();
+    let reading = async {
+        let reason = loop {
+            match reader.read_frame().await {
+                Ok(Some(frame)) => match ToHost::decode(&frame) {
+                    Ok(message) => {
+                        if messages.send(Ok(message)).is_err() {
+                            return;
+                        }
+                        shared.waker.wake();
+                    }
+                    Err(error) => break error.to_string(),
+                },
+                Ok(None) => break "the sender closed the connection".to_owned(),
+                Err(error) => break error.to_string(),
+            }
+        };
+        // Nobody listens if the transfer has ended.
+        let _ = messages.send(Err(reason));
+        shared.waker.wake();
+    };
+    let writing = async {
+        let mut batch = Vec::new();
+        while frames.recv_many(&mut batch, 64).await > 0 {
+            let slices: Vec<&[u8]> = batch.iter().map(Vec::as_slice).collect();
+            if writer.write_frames(&slices).await.is_err() {
+                break;
+            }
+            batch.clear();
+        }
+        let _ = writer.shutdown().await;
+    };
+    tokio::join!(reading, writing);
+}
+
+fn refused(shared: &Shared, peer: &str, reason: &str) {
+    // Nobody listens if the service has ended.
+    let _ = shared.out.send(Err(format!("{peer}: {reason}")));
+}

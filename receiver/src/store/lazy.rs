@@ -1,0 +1,98 @@
+//! Images that guests run on while they are received: placed page by page, each once.
+
+use super::error::{Attempt, StoreError};
+use super::placement::{Fill, Piece};
+use super::shared::Vm;
+use super::{Intake, Store, VmSpec, names};
+use pages::{PAGE_SIZE, VmId};
+use std::io;
+use std::sync::Arc;
+use vmm::lazy::{LazyError, LazyImage, Origin};
+
+/// A VM's memory as guests see it.
+pub(super) struct Lazy {
+    pub(super) image: Arc<LazyImage>,
+    /// It stands beside the image file, in a memfd: the store is not on a tmpfs, so every page is written twice.
+    pub(super) beside: bool,
+}
+
+impl Store {
+    /// As [`Store::begin`], but nothing that an earlier run left is held: its guests are gone, and what vouches for their
+    /// pages is not known page by page.
+    ///
+    /// # Errors
+    /// Those of [`Store::begin`].
+    pub fn begin_anew(
+        &self,
+        transfer: &str,
+        vms: &[(VmId, VmSpec)],
+        replace: bool,
+    ) -> Result<Intake, StoreError> {
+        names::check("transfer", transfer)?;
+        let path = self.meta.join(format!("{transfer}.journal"));
+        match self.disk.remove(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(Attempt::on("remove this journal", &path).failed(error));
+            }
+            _ => {}
+        }
+        self.begin(transfer, vms, replace)
+    }
+}
+
+impl Intake {
+    /// The VM's memory for guests to run on, from now on; and whether it stands beside the image file, since the store is
+    /// not in shared memory. To be called before anything of it is placed.
+    ///
+    /// # Errors
+    /// A VM that is not of this intake, or whose memory is not whole pages; no memory.
+    pub fn lazy_image(&self, vm: VmId) -> Result<(Arc<LazyImage>, bool), StoreError> {
+        let slot = self.inner.slot(vm)?;
+        let vm = &self.inner.vms[slot];
+        if let Some(lazy) = vm.lazy.get() {
+            return Ok((Arc::clone(&lazy.image), lazy.beside));
+        }
+        let file =
+            vm.image.try_clone().map_err(|error| Attempt::on("open this image", &vm.part).failed(error))?;
+        let (image, beside) = match LazyImage::over(file, &vm.part) {
+            Err(LazyError::NotSharedMemory { .. }) => {
+                (LazyImage::memfd(&vm.entry.name, vm.entry.page_count), true)
+            }
+            over => (over, false),
+        };
+        let image = Arc::new(image.map_err(|source| vm.lazy_failed(source))?);
+        let lazy = vm.lazy.get_or_init(|| Lazy { image, beside });
+        Ok((Arc::clone(&lazy.image), lazy.beside))
+    }
+}
+
+impl Lazy {
+    /// Places a block's pieces of one VM; returns the bytes that were new.
+    pub(super) fn place(&self, vm: &Vm, pieces: &[Piece], contents: &[u8]) -> Result<u64, StoreError> {
+        let mut pages = 0;
+        for piece in pieces {
+            let (first, count) = (piece.run.first, piece.run.count);
+            let placed = match piece.fill {
+                Fill::Content(content) => {
+                    let from = content as usize * PAGE_SIZE;
+                    let bytes = &contents[from..from + count as usize * PAGE_SIZE];
+                    self.image.place(first, bytes, Origin::Block)
+                }
+                Fill::Word(word) => self.image.place_word(first, count, word, Origin::Block),
+            };
+            pages += u64::from(placed.map_err(|source| vm.lazy_failed(source))?.new);
+        }
+        Ok(pages * PAGE_SIZE as u64)
+    }
+}
+
+impl Vm {
+    fn lazy_failed(&self, source: LazyError) -> StoreError {
+        match source {
+            LazyError::System { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+                self.write_failed(source, PAGE_SIZE as u64)
+            }
+            source => StoreError::Lazy { vm: self.entry.name.clone(), source },
+        }
+    }
+}

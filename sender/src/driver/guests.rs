@@ -1,0 +1,94 @@
+//! Guests at the hosts: their attachments go out before all else, their page faults are answered first.
+
+use super::{Transfer, TransferConfig};
+use crate::encode::encode_pages;
+use crate::guests::{Clones, Packed};
+use crate::page_service::PageService;
+use crate::prepare::Prepared;
+use pages::VmId;
+use pages::block::Scratch;
+use std::sync::Arc;
+use std::time::Duration;
+use wire::control::{ToHost, ToSender};
+
+/// Bytes of answers to one host not yet written to its connection, beyond which nothing is sent ahead of faults.
+const AHEAD_BYTES_MAX: u64 = 256 << 10;
+
+/// What the driver keeps for guests.
+pub(super) struct Guests {
+    pub(super) service: PageService,
+    pub(super) clones: Clones,
+    packed: Packed,
+    prepared: Arc<Prepared>,
+    scratch: Scratch,
+}
+
+impl Guests {
+    pub(super) fn new(prepared: &Arc<Prepared>, config: &TransferConfig) -> Self {
+        let guests = &config.guests;
+        let at_host = |host: usize| {
+            let here = guests.iter().filter(|guest| guest.clones.iter().any(|(at, _)| *at == host));
+            here.map(|guest| guest.vm).collect()
+        };
+        let pages = |vm: u16| prepared.vms[usize::from(vm)].source.page_count();
+        Self {
+            service: PageService::new(
+                (0..config.hosts.len()).map(at_host).collect(),
+                guests.iter().map(|guest| (guest.vm, pages(guest.vm))).collect(),
+            ),
+            clones: Clones::new(guests),
+            packed: Packed::new(guests),
+            prepared: Arc::clone(prepared),
+            scratch: Scratch::new(),
+        }
+    }
+}
+
+impl Transfer {
+    /// Takes in what a host says of its guests; gives back what is for the session.
+    pub(super) fn guest_message(
+        &mut self,
+        host: usize,
+        message: ToSender,
+        now: Duration,
+    ) -> Option<ToSender> {
+        match message {
+            ToSender::Accept(accept) => {
+                if let Some(queue) = &self.queues[host] {
+                    self.guests.packed.of_host(host).for_each(|part| queue.say(part.clone()));
+                }
+                Some(ToSender::Accept(accept))
+            }
+            ToSender::Want(want) => {
+                if let Err(error) = self.guests.service.handle_want(host, &want) {
+                    self.session.fail(host, error.to_string(), now);
+                }
+                None
+            }
+            ToSender::Guest(report) => {
+                let clone = report.clone;
+                if !self.guests.clones.handle(host, report, now) {
+                    self.session.fail(host, format!("told news of clone {clone}, which it has not"), now);
+                }
+                None
+            }
+            message => Some(message),
+        }
+    }
+
+    /// Sends pages that guests wait for, then what fits of those that they will probably touch next.
+    pub(super) fn answer_faults(&mut self) {
+        let Guests { service, prepared, scratch, .. } = &mut self.guests;
+        let queues = &self.queues;
+        let mut has_room =
+            |host: usize| queues[host].as_ref().is_some_and(|queue| queue.first_bytes() < AHEAD_BYTES_MAX);
+        while let Some(answer) = service.poll(&mut has_room) {
+            let Some(queue) = &queues[answer.host] else { continue };
+            let source = &prepared.vms[usize::from(answer.vm)].source;
+            let body = encode_pages(&**source, VmId(answer.vm), &answer.pages, scratch);
+            service.count_bytes(body.len());
+            self.session.spend(self.start.elapsed(), body.len() as u64);
+            queue.say_first(&ToHost::Pages { body });
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! Pages that guests wait for, sent from this host's memory ahead of everything else. No I/O and no clock here.
+//!
+//! **A page goes to a host at most once on a connection**: the connection loses nothing, so a page asked for again is on
+//! its way, and a host that asks without end gets each page once. That bounds the queues, too.
+//!
+//! **Order.** Pages that a guest waits for come first, hosts in turn; then pages that guests will probably touch next;
+//! bulk data after both (the driver sees to that).
+
+use pages::Bitmap;
+use std::collections::{BTreeMap, VecDeque};
+use wire::control::Want;
+
+/// Pages in one answer to faults: few, so that the first is not kept waiting by the last.
+const ANSWER_PAGES: usize = 8;
+/// Pages in one answer ahead of faults.
+const AHEAD_PAGES: usize = 32;
+
+/// Pages to send to one host.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Answer {
+    /// Index of the host.
+    pub host: usize,
+    /// The VM.
+    pub vm: u16,
+    /// Its pages, at least one; in the order of the faults, or ascending.
+    pub pages: Vec<u32>,
+    /// Guests wait for them.
+    pub urgent: bool,
+}
+
+/// Counters of a page service, in pages.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, serde::Serialize)]
+pub struct PageStats {
+    /// Answers to faults.
+    pub answered: u64,
+    /// Sent ahead of faults.
+    pub ahead: u64,
+    /// Asked for again while on their way, or after: not sent again.
+    pub suppressed: u64,
+    /// Encoded bytes of all answers.
+    pub bytes: u64,
+}
+
+/// A host asked for what it cannot need: it is not to be trusted with this transfer.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WantError {
+    /// No clone of this VM is there.
+    #[error("asked for pages of VM {vm}, of which it has no clone")]
+    Vm {
+        /// The VM.
+        vm: u16,
+    },
+    /// The VM has no such page.
+    #[error("asked for page {page} of VM {vm}, which has {page_count}")]
+    Page {
+        /// The VM.
+        vm: u16,
+        /// The page.
+        page: u64,
+        /// Pages of the VM.
+        page_count: u32,
+    },
+}
+
+#[derive(Default)]
+struct Host {
+    vms: BTreeMap<u16, Asked>,
+    urgent: VecDeque<(u16, u32)>,
+    ahead: VecDeque<(u16, u32)>,
+}
+
+/// Pages of one VM at one host, on its connection.
+struct Asked {
+    /// Sent, or queued.
+    taken: Bitmap,
+    /// In the queue of pages ahead. An entry there without its bit was sent as an answer meanwhile.
+    ahead: Bitmap,
+}
+
+/// See the module's text.
+pub struct PageService {
+    /// Pages of each VM.
+    page_counts: BTreeMap<u16, u32>,
+    hosts: Vec<Host>,
+    /// VMs that are started at each host.
+    vms_of_host: Vec<Vec<u16>>,
+    next: usize,
+    stats: PageStats,
+}
+
+impl PageService {
+    /// A service for `vms_of_host`: the VMs started at each host; and the number of pages of each of these VMs.
+    #[must_use]
+    pub fn new(vms_of_host: Vec<Vec<u16>>, page_counts: BTreeMap<u16, u32>) -> Self {
+        let hosts = vms_of_host.iter().map(|_| Host::default()).collect();
+        Self { page_counts, hosts, vms_of_host, next: 0, stats: PageStats::default() }
+    }
+
+    /// Counters so far.
+    #[must_use]
+    pub fn stats(&self) -> PageStats {
+        self.stats
+    }
+
+    /// Notes what an answer took on the network.
+    pub fn count_bytes(&mut self, bytes: usize) {
+        self.stats.bytes += bytes as u64;
+    }
+
+    /// A host has connected: what was on its way on an earlier connection may not have come, and is asked for again.
+    pub fn handle_connected(&mut self, host: usize) {
+        self.hosts[host] = Host::default();
+    }
+
+    /// A host asks for pages.
+    ///
+    /// # Errors
+    /// [`WantError`]: nothing of it is queued; the host is to be failed.
+    pub fn handle_want(&mut self, host: usize, want: &Want) -> Result<(), WantError> {
+        let vm = want.vm;
+        let page_count = match self.page_counts.get(&vm) {
+            Some(count) if self.vms_of_host[host].contains(&vm) => *count,
+            _ => return Err(WantError::Vm { vm }),
+        };
+        let singles = want.pages.iter().map(|page| u64::from(*page));
+        let ends =
+            want.ahead.iter().map(|range| (u64::from(range.first) + u64::from(range.count)).max(1) - 1);
+        if let Some(page) = singles.chain(ends).find(|page| *page >= u64::from(page_count)) {
+            return Err(WantError::Page { vm, page, page_count });
+        }
+        let Host { vms, urgent, ahead } = &mut self.hosts[host];
+        let asked = || Asked { taken: Bitmap::new(page_count), ahead: Bitmap::new(page_count) };
+        let asked = vms.entry(vm).or_insert_with(asked);
+        for page in &want.pages {
+            // One that waits among those ahead, a guest waits for now.
+            if asked.taken.set(*page) || asked.ahead.unset(*page) {
+                urgent.push_back((vm, *page));
+            } else {
+                self.stats.suppressed += 1;
+            }
+        }
+        for page in want.ahead.iter().flat_map(|range| range.first..range.first + range.count) {
+            if asked.taken.set(page) {
+                asked.ahead.set(page);
+                ahead.push_back((vm, page));
+            } else {
+                self.stats.suppressed += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a guest waits for an answer.
+    #[must_use]
+    pub fn is_urgent(&self) -> bool {
+        self.hosts.iter().any(|host| !host.urgent.is_empty())
+    }
+
+    /// The next answer. `has_room` tells whether a host can be sent pages ahead of its faults now.
+    pub fn poll(&mut self, has_room: &mut dyn FnMut(usize) -> bool) -> Option<Answer> {
+        let count = self.hosts.len();
+        let turn = |at: usize| (self.next + at) % count;
+        if let Some(host) = (0..count).map(turn).find(|host| !self.hosts[*host].urgent.is_empty()) {
+            self.next = (host + 1) % count;
+            let (vm, pages) = take(&mut self.hosts[host].urgent, ANSWER_PAGES, &mut |_, _| true);
+            self.stats.answered += pages.len() as u64;
+            return Some(Answer { host, vm, pages, urgent: true });
+        }
+        for host in (0..count).map(turn) {
+            if self.hosts[host].ahead.is_empty() || !has_room(host) {
+                continue;
+            }
+            let Host { vms, ahead, .. } = &mut self.hosts[host];
+            // Those without their bit were sent as answers meanwhile.
+            let mut queued = |vm, page| vms.get_mut(&vm).is_some_and(|asked| asked.ahead.unset(page));
+            let (vm, pages) = take(ahead, AHEAD_PAGES, &mut queued);
+            if !pages.is_empty() {
+                self.next = (host + 1) % count;
+                self.stats.ahead += pages.len() as u64;
+                return Some(Answer { host, vm, pages, urgent: false });
+            }
+        }
+        None
+    }
+}
+
+/// Takes up to `most` wanted pages of one VM off the front of a queue; none only if the queue has none.
+fn take(
+    queue: &mut VecDeque<(u16, u32)>,
+    most: usize,
+    wanted: &mut dyn FnMut(u16, u32) -> bool,
+) -> (u16, Vec<u32>) {
+    let (mut of, mut pages) = (0, Vec::new());
+    while let Some((vm, page)) = queue.front().copied() {
+        if pages.len() == most || (vm != of && !pages.is_empty()) {
+            break;
+        }
+        queue.pop_front();
+        of = vm;
+        if wanted(vm, page) {
+            pages.push(page);
+        }
+    }
+    (of, pages)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use wire::control::PageRange;
+
+    fn service() -> PageService {
+        PageService::new(vec![vec![0], vec![0, 1]], BTreeMap::from([(0, 100), (1, 10)]))
+    }
+
+    fn want(vm: u16, pages: &[u32], ahead: &[(u32, u32)]) -> Want {
+        let ahead = ahead.iter().map(|(first, count)| PageRange { first: *first, count: *count }).collect();
+        Want { vm, pages: pages.to_vec(), ahead }
+    }
+
+    fn all(service: &mut PageService) -> Vec<(usize, u16, Vec<u32>)> {
+        std::iter::from_fn(|| service.poll(&mut |_| true)).map(|a| (a.host, a.vm, a.pages)).collect()
+    }
+
+    #[test]
+    fn faults_come_before_pages_ahead_and_hosts_take_turns() {
+        let mut service = service();
+        service.handle_want(0, &want(0, &[5, 9], &[(6, 3)])).expect("has the VM");
+        service.handle_want(1, &want(1, &[], &[(0, 2)])).expect("has the VM");
+        service.handle_want(1, &want(1, &[1], &[])).expect("has the VM");
+        assert!(service.is_urgent());
+        let sent = all(&mut service);
+        let expected = [(0, 0, vec![5, 9]), (1, 1, vec![1]), (0, 0, vec![6, 7, 8]), (1, 1, vec![0])];
+        assert_eq!(sent, expected);
+        assert!(!service.is_urgent());
+    }
+
+    #[test]
+    fn a_page_is_sent_once_on_a_connection_however_often_it_is_asked_for() {
+        let mut service = service();
+        for _ in 0..1000 {
+            service.handle_want(0, &want(0, &[1, 1, 2], &[(0, 100)])).expect("has the VM");
+        }
+        let sent: usize = all(&mut service).iter().map(|(_, _, pages)| pages.len()).sum();
+        assert_eq!(sent, 100);
+        assert_eq!(service.stats().answered + service.stats().ahead, 100);
+        assert!(service.stats().suppressed > 100_000);
+        service.handle_connected(0);
+        service.handle_want(0, &want(0, &[1], &[])).expect("has the VM");
+        assert_eq!(all(&mut service), [(0, 0, vec![1])], "another connection");
+    }
+
+    #[test]
+    fn what_a_host_cannot_need_is_refused_and_nothing_of_it_is_queued() {
+        let mut service = service();
+        assert_eq!(service.handle_want(0, &want(1, &[0], &[])), Err(WantError::Vm { vm: 1 }));
+        assert_eq!(service.handle_want(0, &want(9, &[0], &[])), Err(WantError::Vm { vm: 9 }));
+        let beyond = WantError::Page { vm: 0, page: 100, page_count: 100 };
+        assert_eq!(service.handle_want(0, &want(0, &[1, 100], &[])), Err(beyond.clone()));
+        assert_eq!(service.handle_want(0, &want(0, &[1], &[(99, 2)])), Err(beyond));
+        let far = service.handle_want(0, &want(0, &[], &[(u32::MAX, u32::MAX)]));
+        assert!(matches!(far, Err(WantError::Page { .. })));
+        assert_eq!(all(&mut service), []);
+    }
+
+    #[test]
+    fn a_host_without_room_gets_answers_but_nothing_ahead() {
+        let mut service = service();
+        service.handle_want(0, &want(0, &[3], &[(10, 5)])).expect("has the VM");
+        assert_eq!(service.poll(&mut |_| false).map(|answer| answer.pages), Some(vec![3]));
+        assert_eq!(service.poll(&mut |_| false), None);
+        assert_eq!(service.poll(&mut |_| true).map(|answer| answer.pages.len()), Some(5));
+    }
+}

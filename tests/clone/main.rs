@@ -1,0 +1,86 @@
+//! Clones that run while their memory arrives: sender and receivers as they are, with threads and sockets, over the loopback
+//! interface; the guests are stand-ins that touch pages and check every byte (`guest.rs`). Real virtual machines are
+//! cloned by `tests/host`.
+
+mod guest;
+mod world;
+
+use guest::{PAGES, Stint};
+use std::time::{Duration, Instant};
+use world::{World, wait_until};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+#[test]
+fn clones_run_by_their_page_faults_long_before_their_memory_is_there() {
+    let mut world = World::new(2, Stint::EveryPage);
+    let sending = world.send(3, Some(4_000_000));
+    let outcome = sending.finish(PATIENCE);
+    assert!(outcome.is_complete(), "{:?}", outcome.hosts);
+    assert_eq!(outcome.clones.all().len(), 6);
+    for clone in outcome.clones.all() {
+        assert_eq!(clone.failed, None, "{}", clone.name);
+        assert!(clone.running.is_some(), "{} never ran", clone.name);
+        assert!(clone.faults.sender > 0, "{} had no page from the sender: {:?}", clone.name, clone.faults);
+    }
+    let first = outcome.clones.all().iter().filter_map(|clone| clone.running).max().expect("they ran");
+    println!(
+        "last of 6 clones ran after {first:?}, all is over after {:?}, {:?}",
+        outcome.wall, outcome.pages
+    );
+    assert!(first < outcome.wall / 2, "they ran after {first:?} of {:?}", outcome.wall);
+    assert!(outcome.pages.answered > 0 && outcome.pages.ahead > 0, "{:?}", outcome.pages);
+    // Each page at most once to each of two hosts.
+    assert!(outcome.pages.answered + outcome.pages.ahead <= 2 * u64::from(PAGES));
+    assert_eq!(world.checked_pages(), 6 * u64::from(PAGES), "every clone checked all of its memory");
+    world.check_images();
+}
+
+#[test]
+fn a_sender_that_comes_back_finds_the_clones_waiting() {
+    let mut world = World::new(2, Stint::EveryPage);
+    let sending = world.send(2, Some(1_000_000));
+    wait_until(PATIENCE, "the clones run", || world.checked_pages() > 40);
+    let outcome = sending.interrupt();
+    assert!(!outcome.is_complete());
+    let seen = world.checked_pages();
+    assert!(seen < 4 * u64::from(PAGES), "nothing was left to wait for");
+    let outcome = world.send(2, None).finish(PATIENCE);
+    assert!(outcome.is_complete(), "{:?}", outcome.hosts);
+    assert!(outcome.clones.all().iter().all(|clone| clone.failed.is_none() && clone.running.is_some()));
+    assert_eq!(world.checked_pages(), 4 * u64::from(PAGES));
+    world.check_images();
+}
+
+#[test]
+fn clones_of_a_sender_that_never_comes_back_are_ended_by_name() {
+    let mut world = World::new(1, Stint::EveryPage);
+    world.orphan_timeout(Duration::from_millis(300));
+    let sending = world.send(2, Some(1_000_000));
+    wait_until(PATIENCE, "the clones run", || world.checked_pages() > 20);
+    drop(sending.interrupt());
+    let start = Instant::now();
+    let note = world.await_note(PATIENCE, "these clones are ended: golden-h0-0, golden-h0-1");
+    println!("{note}, after {:?}", start.elapsed());
+    world.await_note(PATIENCE, "no clone is running any more");
+}
+
+#[test]
+fn what_a_host_may_not_start_is_refused_before_anything_is_sent() {
+    let mut world = World::new(1, Stint::EveryPage);
+    world.kind = "firecracker".into();
+    let outcome = world.send(1, None).finish(PATIENCE);
+    let reason = format!("{:?}", outcome.hosts[0].phase);
+    assert!(reason.contains("this host may not start VMs of kind firecracker"), "{reason}");
+    assert_eq!(outcome.stats.source_datagrams, 0);
+    assert_eq!(world.checked_pages(), 0);
+}
+
+#[test]
+fn a_clone_that_cannot_start_is_named_and_the_others_run() {
+    let mut world = World::new(1, Stint::FailIfOdd);
+    let outcome = world.send(4, None).finish(PATIENCE);
+    assert!(outcome.is_complete(), "{:?}", outcome.hosts);
+    let failed: Vec<_> = outcome.clones.all().iter().map(|clone| clone.failed.as_deref()).collect();
+    assert_eq!(failed, [None, Some("an odd clone"), None, Some("an odd clone")]);
+}
