@@ -94,6 +94,7 @@ fn measure(
         let program = &programs[(at + turn) % programs.len()];
         let bytes = options.bytes(case, program);
         let file = files.of(bytes)?;
+        files.touch(bytes * u64::from(case.hosts))?;
         let load = machine::load();
         let stage = Stage { lab, case, file: &file, bytes, files, timeout: options.timeout() };
         let run = program.run(&stage);

@@ -1,25 +1,21 @@
 //! The threads of one transfer: this one reads sockets and runs the session, workers check blocks.
 //!
-//! Sockets are drained here and pages written by the workers, so that a slow disk fills the sender's window of
-//! unacknowledged blocks and not the socket's buffer.
+//! Sockets come first here and pages are written by whoever has time ([`crate::workers`]), so that a slow disk fills
+//! the sender's window of unacknowledged blocks and not the socket's buffer.
 
-use crate::check::{Checked, Job, check};
 use crate::guests::{GuestError, Guests};
 use crate::session::{Action, Session, SessionConfig};
 use crate::store::Intake;
-use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, unbounded};
+use crate::workers::{Done, Workers};
+use crossbeam_channel::{Receiver, TryRecvError};
 use net::udp::{UdpReceiver, Waker};
 use pages::VmId;
-use pages::block::{BlockLimits, Scratch};
 use std::io;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::UnboundedSender;
 use wire::control::{HostStats, Message, Offer, ToHost, ToSender};
 
-/// Jobs that may wait for a worker; the session's bound on bytes in flight is tighter.
-const JOBS_MAX: usize = 4096;
 /// The receiving thread wakes at least this often.
 const IDLE: Duration = Duration::from_millis(200);
 
@@ -45,16 +41,6 @@ pub enum Ended {
     Failed(String),
 }
 
-enum WorkerResult {
-    Checked(Checked),
-    Finished(u16, Result<(), String>),
-}
-
-enum Task {
-    Check(Box<Job>),
-    Finish(u16),
-}
-
 /// Everything one transfer needs.
 pub struct Driver<'a> {
     /// The sockets.
@@ -71,64 +57,6 @@ pub struct Driver<'a> {
     pub guests: Option<&'a mut Guests>,
     /// Asked now and then: `Some(reason)` ends the transfer, and what is held stays.
     pub preempted: &'a mut dyn FnMut() -> Option<String>,
-}
-
-struct Workers {
-    tasks: Option<Sender<Task>>,
-    results: Receiver<WorkerResult>,
-    threads: Vec<JoinHandle<()>>,
-}
-
-impl Workers {
-    fn start(count: usize, intake: &Arc<Intake>, waker: &Arc<Waker>) -> Self {
-        let (tasks, queue) = bounded::<Task>(JOBS_MAX);
-        let (out, results) = unbounded();
-        let threads = (0..count.max(1))
-            .map(|index| {
-                let (queue, out) = (queue.clone(), out.clone());
-                let (intake, waker) = (Arc::clone(intake), Arc::clone(waker));
-                std::thread::Builder::new()
-                    .name(format!("place-{index}"))
-                    .spawn(move || {
-                        let (limits, mut scratch) = (BlockLimits::default(), Scratch::new());
-                        for task in queue {
-                            let result = match task {
-                                Task::Check(job) => {
-                                    WorkerResult::Checked(check(*job, &intake, &limits, &mut scratch))
-                                }
-                                Task::Finish(vm) => {
-                                    let finished =
-                                        intake.finish(VmId(vm)).map(|_| ()).map_err(|e| e.to_string());
-                                    WorkerResult::Finished(vm, finished)
-                                }
-                            };
-                            if out.send(result).is_err() {
-                                return;
-                            }
-                            waker.wake();
-                        }
-                    })
-                    .expect("the system can start a thread")
-            })
-            .collect();
-        Self { tasks: Some(tasks), results, threads }
-    }
-
-    fn submit(&self, task: Task) {
-        if let Some(tasks) = &self.tasks {
-            tasks.send(task).expect("workers live as long as their queue");
-        }
-    }
-}
-
-impl Drop for Workers {
-    fn drop(&mut self) {
-        self.tasks = None;
-        for thread in self.threads.drain(..) {
-            // A panic was reported by the thread; the transfer then ends by the sender's time-out.
-            let _ = thread.join();
-        }
-    }
 }
 
 impl Driver<'_> {
@@ -159,6 +87,7 @@ impl Driver<'_> {
             let lost = running.take_messages(now);
             if drained {
                 running.session.handle_drained(now);
+                running.help(now);
             }
             running.session.handle_timeout(now);
             if let Some(ended) = running.act() {
@@ -195,20 +124,29 @@ struct Running<'a> {
 impl Running<'_> {
     /// Waits for datagrams or a wake-up and takes in one batch; whether the sockets are empty.
     fn receive(&mut self, start: Instant) -> io::Result<bool> {
-        let Self { driver, session, .. } = self;
-        let timeout = session.poll_timeout().map_or(IDLE, |at| at.saturating_sub(start.elapsed()).min(IDLE));
+        let Self { driver, session, workers, .. } = self;
+        // A block waits for this thread: look at the sockets, but do not sleep there.
+        let idle = if workers.has_work_here() { Duration::ZERO } else { IDLE };
+        let timeout = session.poll_timeout().map_or(idle, |at| at.saturating_sub(start.elapsed()).min(idle));
         let received = driver
             .sockets
             .recv_batch(timeout, driver.waker, |_, datagram| session.handle_datagram(datagram))?;
         Ok(received.datagrams == 0)
     }
 
+    /// Nothing to receive: checks one block that waits.
+    fn help(&mut self, now: Duration) {
+        if let Some(checked) = self.workers.help() {
+            self.session.handle_checked(now, checked);
+        }
+    }
+
     fn take_results(&mut self, now: Duration) -> Option<Ended> {
-        for result in self.workers.results.try_iter() {
+        for result in self.workers.results() {
             match result {
-                WorkerResult::Checked(checked) => self.session.handle_checked(now, checked),
-                WorkerResult::Finished(vm, Ok(())) => self.session.handle_finished(vm),
-                WorkerResult::Finished(_, Err(reason)) => {
+                Done::Checked(checked) => self.session.handle_checked(now, checked),
+                Done::Finished(vm, Ok(())) => self.session.handle_finished(vm),
+                Done::Finished(_, Err(reason)) => {
                     self.driver.send(&ToSender::Failed { reason: wire::control::reason(&reason) });
                     return Some(Ended::Failed(reason));
                 }
@@ -264,8 +202,8 @@ impl Running<'_> {
                         tracing::warn!(%group, %error, "cannot leave a group");
                     }
                 }
-                Action::Check(job) => self.workers.submit(Task::Check(job)),
-                Action::FinishVm(vm) => self.workers.submit(Task::Finish(vm)),
+                Action::Check(job) => self.workers.check(job),
+                Action::FinishVm(vm) => self.workers.finish(vm),
                 Action::AllPlaced => (self.placed, self.all_complete) = (true, None),
                 Action::End { released: true, .. } => {
                     return Some(Ended::Complete(self.all_complete.take().unwrap_or_default()));

@@ -21,3 +21,4 @@ mod probe;
 pub mod service;
 pub mod session;
 pub mod store;
+mod workers;

@@ -55,6 +55,7 @@ impl Session {
             return None;
         }
         let next = self.next_burst(now);
+        self.stalled = next.is_none();
         if next.is_none() {
             self.ask_hosts(now, true);
         }
@@ -210,6 +211,7 @@ impl Session {
         let Some(flight) = self.in_flight.get_mut(&id) else { return };
         for symbols in symbols {
             flight.bursts += 1;
+            self.stalled = false;
             let symbols = symbols.clone();
             self.bursts.push_back(Burst { channel: flight.channel, block: BlockId(id), symbols });
         }

@@ -65,6 +65,8 @@ pub struct Session {
     encoding_done: bool,
     started_at: Option<Duration>,
     cancelled: bool,
+    /// Nothing could be sent although pacing allowed it: for want of credit, a channel or a block. Only news changes that.
+    stalled: bool,
     control: VecDeque<(usize, ToHost)>,
     releases: VecDeque<BlockId>,
     events: VecDeque<Event>,
@@ -105,6 +107,7 @@ impl Session {
             encoding_done: false,
             started_at: None,
             cancelled: false,
+            stalled: false,
             control: VecDeque::new(),
             releases: VecDeque::new(),
             events: VecDeque::new(),
@@ -129,6 +132,7 @@ impl Session {
             self.blocks.last().is_none_or(|last| last.segment <= segment),
             "blocks come in schedule order"
         );
+        self.stalled = false;
         self.blocks.push(Block { segment, len, digest, sent: false });
         self.segments[segment].waiting.push_back(id);
         self.segments[segment].encoded_bytes += u64::from(len);
@@ -168,7 +172,8 @@ impl Session {
         }
         let repair = self.repair_due();
         let join = self.join_due(now);
-        let pace = (!self.bursts.is_empty() || self.has_source()).then(|| self.pacer.ready_at(now));
+        let may_send = !self.stalled && (!self.bursts.is_empty() || self.has_source());
+        let pace = may_send.then(|| self.pacer.ready_at(now));
         // Silence and lag are judged on a coarse tick.
         let tick = now + self.config.lag_limit / 8;
         let ask = self.ask_due();

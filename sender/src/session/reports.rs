@@ -52,6 +52,7 @@ impl Session {
         if self.hosts[host].is_over() {
             return;
         }
+        self.stalled = false;
         match message {
             ToSender::Held { digests } => {
                 let held = &mut self.hosts[host].held;

@@ -7,6 +7,9 @@ use super::placements::{self, RUN_LEN, UNIFORM_LEN};
 use super::{BlockParts, ContentRun};
 use crate::page::PAGE_SIZE;
 
+/// Spare capacity of a body, in bytes: who cuts it into symbols of equal length (`fec`) pads it without a copy.
+const PADDING_ROOM: usize = 2048;
+
 /// The longest body that so many contents, content runs and uniform runs can take, in bytes. Most take far
 /// less, see [`encode_block`].
 #[must_use]
@@ -62,7 +65,7 @@ pub fn encode_block(parts: &BlockParts<'_>, encoding: Encoding, scratch: &mut Sc
         placement_stored: len_u32(placements.len()),
         contents_stored: len_u32(contents_stored),
     };
-    let mut body = Vec::with_capacity(HEADER_LEN + placements.len() + contents_stored);
+    let mut body = Vec::with_capacity(HEADER_LEN + placements.len() + contents_stored + PADDING_ROOM);
     header.write(&mut body);
     body.extend_from_slice(placements);
     if contents_packed {
