@@ -45,7 +45,7 @@ impl SessionConfig {
             rate,
             window_bytes: 64 << 20,
             burst_bytes: 64_000,
-            through_interval: Duration::from_millis(5),
+            through_interval: Duration::from_millis(10),
             repair_holdoff: Duration::from_millis(10),
             lag_limit: Duration::from_millis(250),
             host_timeout: Duration::from_secs(20),

@@ -34,13 +34,15 @@ impl Session {
     /// Asks each host what it lacks of the blocks transmitted since the last question. `flush`: nothing else can be
     /// sent now, so do not wait for the interval.
     pub(super) fn ask_hosts(&mut self, now: Duration, flush: bool) {
+        // Who waits for credit gets it with fewer questions, of more blocks each.
+        let at_end = self.encoding_done && !self.has_source();
         for host in 0..self.hosts.len() {
             let entry = &self.hosts[host];
             if !entry.connected || entry.is_over() {
                 continue;
             }
             // One answer tells as much as several that come at once.
-            let interval = if flush { FLUSH_INTERVAL } else { self.config.through_interval };
+            let interval = if flush && at_end { FLUSH_INTERVAL } else { self.config.through_interval };
             let may = now >= entry.last_ask + interval && entry.asks.len() < ASKS_MAX;
             let unasked = entry.asks.back().map_or(entry.acked_bytes, |ask| ask.sent_bytes);
             let unasked = entry.is_active() && entry.sent_bytes - unasked > entry.credit / 4;
