@@ -28,6 +28,8 @@ const PAGES_MAX: usize = 3 * 262_144 - 2048;
 const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 const CONSOLE: u16 = 0x3f8;
 const CONTROL: u16 = 0x5c0;
+/// A write of microseconds rests for so long, in the control device.
+const REST: u16 = CONTROL + 32;
 const CONTROL_MAGIC: u32 = 0x4d53_5643;
 const START_INFO_MAGIC: u32 = 0x336e_c578;
 /// Lines that one tick may print about wrong pages; the count is always whole.
@@ -60,6 +62,11 @@ fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
 fn out8(port: u16, value: u8) {
     // SAFETY: the TSS allows every port; a write to one reads and writes no memory.
     unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack)) }
+}
+
+fn out32(port: u16, value: u32) {
+    // SAFETY: as above.
+    unsafe { asm!("out dx, eax", in("dx") port, in("eax") value, options(nomem, nostack)) }
 }
 
 fn in32(port: u16) -> u32 {
@@ -182,7 +189,7 @@ struct Workload {
     step: u64,
     /// Percent of checked pages that are written anew.
     write: u64,
-    /// Cycles between ticks.
+    /// Rest between ticks: microseconds with the control device, cycles without.
     idle: u64,
 }
 
@@ -310,6 +317,17 @@ impl Guest {
         line.send();
     }
 
+    fn rest(&self) {
+        if self.device && self.workload.idle > 0 {
+            out32(REST, self.workload.idle as u32);
+            return;
+        }
+        let since = cycles();
+        while cycles().wrapping_sub(since) < self.workload.idle {
+            core::hint::spin_loop();
+        }
+    }
+
     /// Looks whether the control device says something new: another identity after a restore, another workload.
     fn listen(&mut self) {
         if !self.device {
@@ -325,7 +343,7 @@ impl Guest {
             pattern: u64::from(in32(CONTROL + 16)),
             step: u64::from(in32(CONTROL + 20)),
             write: u64::from(in32(CONTROL + 24)),
-            idle: u64::from(in32(CONTROL + 28)) << 10,
+            idle: u64::from(in32(CONTROL + 28)),
         };
         if identity != self.identity {
             self.identity = identity;
@@ -397,9 +415,6 @@ extern "C" fn guest_main(info: &StartInfo) -> ! {
     loop {
         guest.listen();
         guest.tick();
-        let since = cycles();
-        while cycles().wrapping_sub(since) < guest.workload.idle {
-            core::hint::spin_loop();
-        }
+        guest.rest();
     }
 }

@@ -1,14 +1,19 @@
-//! The control device: who the guest is, and what it shall do. Its registers are ports of 32 bits, read-only.
+//! The control device: who the guest is, and what it shall do. Its registers are ports of 32 bits, read-only but the last.
 //!
 //! | port | |
 //! |---|---|
 //! | 0x5c0 | magic: the device is there |
 //! | 0x5c4 | epoch: changes whenever anything below does |
 //! | 0x5c8, 0x5cc | identity, low and high half |
-//! | 0x5d0 … 0x5dc | workload: pattern, pages a tick, percent written, kilocycles of rest |
+//! | 0x5d0 … 0x5dc | workload: pattern, pages a tick, percent written, µs of rest |
+//! | 0x5e0 | written: the vCPU rests for so many microseconds (there is no HLT at ring 3) |
 
 /// First port.
 const BASE: u16 = 0x5c0;
+/// A write rests.
+pub(super) const REST: u16 = BASE + 32;
+/// Longest rest.
+pub(super) const REST_US_MAX: u32 = 1_000_000;
 const MAGIC: u32 = 0x4d53_5643;
 
 /// Which clone this is: what the guest derives names, addresses and random numbers from after a restore, as others
@@ -37,14 +42,14 @@ pub struct Workload {
     pub step: u32,
     /// Percent of visited pages that it writes anew, 0–100.
     pub write_percent: u32,
-    /// Rest between ticks in units of 1,024 cycles of the time-stamp counter.
-    pub idle_kilocycles: u32,
+    /// Rest between ticks in microseconds, at most a second.
+    pub idle_us: u32,
 }
 
 impl Default for Workload {
-    /// 256 random pages a tick, half of them written, 2 million cycles (about a millisecond) of rest.
+    /// 256 random pages a tick, half of them written, a millisecond of rest.
     fn default() -> Self {
-        Self { pattern: Pattern::Random, step: 256, write_percent: 50, idle_kilocycles: 2_000 }
+        Self { pattern: Pattern::Random, step: 256, write_percent: 50, idle_us: 1_000 }
     }
 }
 
@@ -74,7 +79,7 @@ impl Control {
             },
             20 => self.workload.step.max(1),
             24 => self.workload.write_percent.min(100),
-            28 => self.workload.idle_kilocycles,
+            28 => self.workload.idle_us.min(REST_US_MAX),
             _ => u32::MAX,
         }
     }

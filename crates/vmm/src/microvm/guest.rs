@@ -1,6 +1,6 @@
 //! The self-checking guest as a PVH image, and its way into memory.
 
-use super::{GuestMemory, MicroVmError};
+use crate::memory::{GuestMemory, MemoryError};
 use std::io;
 
 /// The guest (sources and description: `crates/vmm/guest`), a PVH ELF image: it boots in QEMU (`-kernel`),
@@ -59,14 +59,14 @@ pub(super) struct Entry {
 }
 
 /// Loads the guest and its command line into fresh memory.
-pub(super) fn load(memory: &GuestMemory, command_line: &str) -> Result<Entry, MicroVmError> {
+pub(super) fn load(memory: &GuestMemory, command_line: &str) -> Result<Entry, MemoryError> {
     let (instruction, segments) = segments(ELF).expect("the image that build.rs made is an ELF file");
     for (address, bytes) in segments {
         memory.write(address, bytes)?;
     }
     if command_line.len() >= COMMAND_LINE_MAX {
         let source = io::Error::from_raw_os_error(libc::E2BIG);
-        return Err(MicroVmError::Memory { bytes: memory.len() as u64, action: "load the guest", source });
+        return Err(MemoryError { bytes: memory.len() as u64, action: "load the guest", source });
     }
     let mut info = [0u8; 56];
     info[..4].copy_from_slice(&START_INFO_MAGIC.to_le_bytes());

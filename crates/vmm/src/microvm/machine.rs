@@ -1,13 +1,13 @@
 //! The VM: KVM's objects, the vCPU's thread, and what can be asked of it.
 
 use super::device::{Control, Identity, Workload};
-use super::runner::{Command, Reply, Runner, Shared, install_kick, kick_signal};
+use super::runner::{Command, Reply, Runner, Shared, install_kick};
 use super::state::{IRQCHIPS, VmState};
-use super::{Console, GuestMemory, MicroVmError, guest, kvm, vcpu};
+use super::{Console, MicroVmError, guest, kvm, vcpu};
+use crate::memory::GuestMemory;
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_irqchip, kvm_pit_config, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use std::io;
-use std::os::unix::thread::JoinHandleExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,6 +18,8 @@ const MEMORY_MIB_MIN: u64 = 9;
 const MEMORY_MIB_MAX: u64 = 3072;
 /// How long a vCPU may take to answer; only one that waits for a page takes more than milliseconds.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a page server waits for a vCPU to end.
+const END_TIMEOUT: Duration = Duration::from_millis(50);
 /// How often a vCPU that has not answered is interrupted again: a signal that arrives just before it enters the
 /// guest is lost.
 const KICK_INTERVAL: Duration = Duration::from_millis(1);
@@ -146,6 +148,7 @@ impl MicroVm {
             attention: AtomicBool::new(false),
             first_exit: Mutex::new(None),
             exits: AtomicU64::new(0),
+            thread: Mutex::new(None),
         });
         let (commands, received) = mpsc::channel();
         let runner = Runner {
@@ -154,6 +157,7 @@ impl MicroVm {
             shared: shared.clone(),
             received,
             running: false,
+            rest_us: None,
             memory: memory.clone(),
         };
         let thread = std::thread::Builder::new()
@@ -248,6 +252,22 @@ impl MicroVm {
         self.shared.exits.load(Ordering::Relaxed)
     }
 
+    /// What ends this VM from any thread, for a reason that its console tells: no vCPU enters the guest any more when the
+    /// call returns, even if it waits for a page.
+    pub fn ender(&self) -> impl FnOnce(&str) + Send + 'static {
+        let (shared, commands) = (self.shared.clone(), self.commands.clone());
+        move |reason| {
+            // A thread that is gone has ended already.
+            let _ = commands.send(Command::Stop(reason.to_owned()));
+            let since = Instant::now();
+            while shared.console.ended().is_none() && since.elapsed() < END_TIMEOUT {
+                // One that waits for a page where signals do not reach it finds this one before it enters the guest.
+                shared.kick();
+                std::thread::sleep(KICK_INTERVAL);
+            }
+        }
+    }
+
     fn ask<T>(
         &self,
         action: &'static str,
@@ -258,7 +278,7 @@ impl MicroVm {
         // A thread that is gone has said why on the console.
         let _ = self.commands.send(command(reply));
         loop {
-            self.kick();
+            self.shared.kick();
             match answer.recv_timeout(KICK_INTERVAL) {
                 Ok(result) => return result,
                 Err(RecvTimeoutError::Disconnected) => {
@@ -272,26 +292,15 @@ impl MicroVm {
             }
         }
     }
-
-    fn kick(&self) {
-        self.shared.attention.store(true, Ordering::SeqCst);
-        if let Some(thread) = &self.thread
-            && !thread.is_finished()
-        {
-            // SAFETY: the thread is not joined yet, so its id is valid even if it ends meanwhile; the signal has
-            // a handler that does nothing.
-            unsafe { libc::pthread_kill(thread.as_pthread_t(), kick_signal()) };
-        }
-    }
 }
 
 impl Drop for MicroVm {
     fn drop(&mut self) {
-        let _ = self.commands.send(Command::Stop);
+        let _ = self.commands.send(Command::Stop("it was stopped".into()));
         let since = Instant::now();
         let Some(thread) = &self.thread else { return };
         while !thread.is_finished() && since.elapsed() < ANSWER_TIMEOUT {
-            self.kick();
+            self.shared.kick();
             std::thread::sleep(KICK_INTERVAL);
         }
         // One that still waits for a page is left to it: its thread holds the memory.

@@ -6,7 +6,7 @@
 //!
 //! [`MicroVm::boot`] starts the guest ([`guest::ELF`], sources in `crates/vmm/guest`, built with this crate).
 //! [`MicroVm::capture`] takes the state ([`VmState`]) of a paused VM, [`MicroVm::restore`] continues it on any
-//! [`GuestMemory`]: anonymous (also behind userfaultfd), or a private, copy-on-write view of a file that
+//! [`GuestMemory`](crate::memory::GuestMemory): anonymous (also behind userfaultfd), or a private, copy-on-write view of a file that
 //! many clones share. Each clone has an [`Identity`], which the guest sees. docs/microvm.md has the rest.
 //!
 //! x86-64 only, also on KVM without hardware virtualisation (PVM): the guest runs at ring 3.
@@ -15,7 +15,6 @@ mod console;
 mod device;
 pub mod guest;
 mod machine;
-mod memory;
 mod runner;
 mod state;
 mod vcpu;
@@ -23,9 +22,9 @@ mod vcpu;
 pub use console::{Console, Report, Seen};
 pub use device::{Identity, Pattern, Workload};
 pub use machine::{Config, MicroVm, available};
-pub use memory::GuestMemory;
 pub use state::{STATE_BYTES_MAX, StateError, VmState};
 
+use crate::memory::MemoryError;
 use std::io;
 use std::time::Duration;
 
@@ -45,17 +44,9 @@ pub enum MicroVmError {
         #[source]
         source: io::Error,
     },
-    /// Memory cannot be mapped, or a file of it read or written.
-    #[error("guest memory of {bytes} bytes: cannot {action}")]
-    Memory {
-        /// Its length.
-        bytes: u64,
-        /// What was tried.
-        action: &'static str,
-        /// The system's answer.
-        #[source]
-        source: io::Error,
-    },
+    /// Memory cannot be mapped or written.
+    #[error("the guest's memory cannot be used")]
+    Memory(#[from] MemoryError),
     /// The length is no multiple of 4 KiB, or out of range.
     #[error("guest memory of {bytes} bytes: whole MiB from {min} to {max} MiB are possible")]
     MemorySize {

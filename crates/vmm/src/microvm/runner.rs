@@ -1,8 +1,9 @@
 //! The vCPU's thread: enters the guest, answers its port accesses, and obeys the VM's owner.
 
-use super::device::Control;
+use super::device::{self, Control};
 use super::state::VcpuState;
-use super::{Console, GuestMemory, MicroVmError, vcpu};
+use super::{Console, MicroVmError, vcpu};
+use crate::memory::GuestMemory;
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -18,7 +19,8 @@ pub(super) enum Command {
     Resume(Reply<()>),
     Pause(Reply<()>),
     Capture(Reply<Box<VcpuState>>),
-    Stop,
+    /// Ends the vCPU, for this reason.
+    Stop(String),
 }
 
 /// What the vCPU's thread and the VM's owner both see.
@@ -31,6 +33,21 @@ pub(super) struct Shared {
     /// The first exit after the latest [`MicroVm::resume`]: the guest has run.
     pub(super) first_exit: Mutex<Option<Instant>>,
     pub(super) exits: AtomicU64,
+    /// The vCPU's thread, as long as it lives.
+    pub(super) thread: Mutex<Option<libc::pthread_t>>,
+}
+
+impl Shared {
+    /// Takes the vCPU out of the guest, so that it looks at its commands. The signal is lost if it is just about to enter:
+    /// call again until it has answered.
+    pub(super) fn kick(&self) {
+        self.attention.store(true, Ordering::SeqCst);
+        if let Some(thread) = *self.thread.lock().unwrap_or_else(PoisonError::into_inner) {
+            // SAFETY: the thread takes its id out before it ends, and cannot while the lock is held; the signal has a
+            // handler that does nothing.
+            unsafe { libc::pthread_kill(thread, kick_signal()) };
+        }
+    }
 }
 
 /// The vCPU's thread.
@@ -40,6 +57,8 @@ pub(super) struct Runner {
     pub(super) shared: Arc<Shared>,
     pub(super) received: Receiver<Command>,
     pub(super) running: bool,
+    /// The guest wants to rest, for so many microseconds.
+    pub(super) rest_us: Option<u32>,
     /// Held so that it stays mapped as long as a vCPU can run on it.
     #[expect(dead_code, reason = "it is there to be held")]
     pub(super) memory: Arc<GuestMemory>,
@@ -47,6 +66,9 @@ pub(super) struct Runner {
 
 impl Runner {
     pub(super) fn run(mut self) {
+        // SAFETY: has no preconditions.
+        let this = unsafe { libc::pthread_self() };
+        *self.shared.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(this);
         let reason = loop {
             if !self.running || self.shared.attention.swap(false, Ordering::SeqCst) {
                 match self.obey() {
@@ -54,10 +76,12 @@ impl Runner {
                     Err(reason) => break reason,
                 }
             }
+            self.rest();
             if let Err(reason) = self.enter() {
                 break reason;
             }
         };
+        *self.shared.thread.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.shared.console.end(reason);
     }
 
@@ -87,9 +111,21 @@ impl Runner {
             Command::Capture(reply) => {
                 let _ = reply.send(vcpu::capture(&self.kvm, &self.cpu).map(Box::new));
             }
-            Command::Stop => return Err("it was stopped".into()),
+            Command::Stop(reason) => return Err(reason),
         }
         Ok(())
+    }
+
+    /// What the guest asked for instead of HLT. A kick ends it early.
+    fn rest(&mut self) {
+        let Some(us) = self.rest_us.take() else { return };
+        if self.shared.attention.load(Ordering::SeqCst) {
+            return;
+        }
+        let nanos = libc::c_long::from(us.min(device::REST_US_MAX - 1).cast_signed()) * 1000;
+        let time = libc::timespec { tv_sec: 0, tv_nsec: nanos };
+        // SAFETY: reads one timespec; an early end by a signal is what it is for.
+        unsafe { libc::nanosleep(&raw const time, std::ptr::null_mut()) };
     }
 
     /// A port access is carried out in KVM when the vCPU is entered next: without this, a captured vCPU would do
@@ -112,6 +148,9 @@ impl Runner {
                     *byte = value;
                 }
             }
+            Ok(VcpuExit::IoOut(device::REST, bytes)) => {
+                self.rest_us = bytes.first_chunk().map(|us| u32::from_le_bytes(*us))
+            }
             // Ports and addresses without a device: writes are lost.
             Ok(VcpuExit::IoOut(..) | VcpuExit::MmioWrite(..)) => {}
             Ok(VcpuExit::MmioRead(_, into)) => into.fill(0xff),
@@ -132,7 +171,7 @@ impl Runner {
 }
 
 /// The signal that takes a vCPU out of the guest.
-pub(super) fn kick_signal() -> libc::c_int {
+fn kick_signal() -> libc::c_int {
     libc::SIGRTMIN() + 5
 }
 

@@ -163,9 +163,9 @@ impl VmState {
             Pattern::Sequential => 1,
             Pattern::HotSet => 2,
         };
-        let Workload { step, write_percent, idle_kilocycles, .. } = self.workload;
+        let Workload { step, write_percent, idle_us, .. } = self.workload;
         let machine: MachineFields =
-            [self.memory_bytes, pattern, step.into(), write_percent.into(), idle_kilocycles.into()];
+            [self.memory_bytes, pattern, step.into(), write_percent.into(), idle_us.into()];
         let mut writer = Writer { bytes: Vec::with_capacity(24 << 10) };
         writer.bytes.extend_from_slice(&MAGIC);
         writer.bytes.extend_from_slice(&VERSION.to_le_bytes());
@@ -213,7 +213,7 @@ impl VmState {
             pattern,
             step: small(rest[0])?,
             write_percent: small(rest[1])?,
-            idle_kilocycles: small(rest[2])?,
+            idle_us: small(rest[2])?,
         };
         let chip = |i: u32| sections.one(tag::IRQCHIP + i);
         Ok(Self {

@@ -1,4 +1,5 @@
 //! Running VMs: the micro-VM's guest checks its memory, with a real vCPU. Needs /dev/kvm.
 
 mod microvm;
+mod postcopy;
 mod support;

@@ -5,14 +5,13 @@ use pages::PAGE_SIZE;
 use std::collections::BTreeSet;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use vmm::memory::GuestMemory;
 use vmm::microvm::guest::PATTERN_AT;
-use vmm::microvm::{
-    Config, GuestMemory, Identity, MicroVm, MicroVmError, Pattern, Report, StateError, VmState, Workload,
-};
+use vmm::microvm::{Config, Identity, MicroVm, MicroVmError, Pattern, Report, StateError, VmState, Workload};
 
 /// Every page is visited in each tick.
 const VERIFY: Workload =
-    Workload { pattern: Pattern::Sequential, step: 1 << 20, write_percent: 30, idle_kilocycles: 100 };
+    Workload { pattern: Pattern::Sequential, step: 1 << 20, write_percent: 30, idle_us: 1_000 };
 
 #[test]
 fn guests_run_pause_and_run_on() {

@@ -1,12 +1,24 @@
-//! The guest's memory: one mapping in this process.
+//! A guest's memory: one mapping in this process.
 
-use super::MicroVmError;
 use pages::{PAGE_SIZE, Page};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileExt;
 use std::ptr::{self, NonNull};
+
+/// Memory cannot be mapped, or a file of it read or written.
+#[derive(Debug, thiserror::Error)]
+#[error("guest memory of {bytes} bytes: cannot {action}")]
+pub struct MemoryError {
+    /// Its length.
+    pub bytes: u64,
+    /// What was tried.
+    pub action: &'static str,
+    /// The system's answer.
+    #[source]
+    pub source: io::Error,
+}
 
 /// A mapping that is a guest's memory, from guest address 0 on.
 ///
@@ -29,8 +41,17 @@ impl GuestMemory {
     /// # Errors
     ///
     /// The system refuses the mapping.
-    pub fn anonymous(len: usize) -> Result<Self, MicroVmError> {
+    pub fn anonymous(len: usize) -> Result<Self, MemoryError> {
         Self::map(len, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE, -1)
+    }
+
+    /// Fresh anonymous memory of huge pages (2 MiB, or the system's default size), which the system must have reserved.
+    ///
+    /// # Errors
+    ///
+    /// The system has not as many.
+    pub fn huge(len: usize) -> Result<Self, MemoryError> {
+        Self::map(len, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB, -1)
     }
 
     /// A private view of the first `len` bytes of a file: clean pages are the file's (shared by all clones on the
@@ -39,7 +60,7 @@ impl GuestMemory {
     /// # Errors
     ///
     /// The system refuses the mapping.
-    pub fn private_file(file: impl AsFd, len: usize) -> Result<Self, MicroVmError> {
+    pub fn private_file(file: impl AsFd, len: usize) -> Result<Self, MemoryError> {
         Self::map(len, libc::MAP_PRIVATE | libc::MAP_NORESERVE, file.as_fd().as_raw_fd())
     }
 
@@ -48,12 +69,12 @@ impl GuestMemory {
     /// # Errors
     ///
     /// The system refuses the mapping.
-    pub fn shared_file(file: impl AsFd, len: usize) -> Result<Self, MicroVmError> {
+    pub fn shared_file(file: impl AsFd, len: usize) -> Result<Self, MemoryError> {
         Self::map(len, libc::MAP_SHARED | libc::MAP_NORESERVE, file.as_fd().as_raw_fd())
     }
 
-    fn map(len: usize, flags: libc::c_int, fd: libc::c_int) -> Result<Self, MicroVmError> {
-        let error = |source| MicroVmError::Memory { bytes: len as u64, action: "map it", source };
+    fn map(len: usize, flags: libc::c_int, fd: libc::c_int) -> Result<Self, MemoryError> {
+        let error = |source| MemoryError { bytes: len as u64, action: "map it", source };
         if len == 0 || !len.is_multiple_of(PAGE_SIZE) {
             return Err(error(io::Error::from_raw_os_error(libc::EINVAL)));
         }
@@ -104,18 +125,18 @@ impl GuestMemory {
         }
     }
 
-    /// Copies bytes into the memory, before a guest runs on it.
+    /// Copies bytes into the memory at a guest address.
     ///
     /// # Errors
     ///
     /// They do not fit.
-    pub(super) fn write(&self, at: u64, bytes: &[u8]) -> Result<(), MicroVmError> {
+    pub fn write(&self, at: u64, bytes: &[u8]) -> Result<(), MemoryError> {
         let fits = usize::try_from(at)
             .ok()
             .filter(|at| at.checked_add(bytes.len()).is_some_and(|end| end <= self.len));
         let Some(at) = fits else {
             let source = io::Error::from_raw_os_error(libc::EFAULT);
-            return Err(MicroVmError::Memory { bytes: self.len as u64, action: "load the guest", source });
+            return Err(MemoryError { bytes: self.len as u64, action: "load the guest", source });
         };
         // SAFETY: the target is within the mapping (checked), and `bytes` is no part of it.
         unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), self.base.as_ptr().add(at), bytes.len()) };
@@ -127,8 +148,8 @@ impl GuestMemory {
     /// # Errors
     ///
     /// The file cannot be written.
-    pub fn write_to(&self, file: &File) -> Result<(), MicroVmError> {
-        let error = |source| MicroVmError::Memory { bytes: self.len as u64, action: "write it", source };
+    pub fn write_to(&self, file: &File) -> Result<(), MemoryError> {
+        let error = |source| MemoryError { bytes: self.len as u64, action: "write it", source };
         file.set_len(0).map_err(error)?;
         file.set_len(self.len as u64).map_err(error)?;
         let mut page = [0; PAGE_SIZE];
@@ -139,6 +160,28 @@ impl GuestMemory {
             }
         }
         Ok(())
+    }
+
+    /// Bytes of it that are no file's: what a clone costs beyond what it shares. Of a private view, pages that were written; of
+    /// anonymous memory, pages that are there. Swapped ones are not counted.
+    ///
+    /// # Errors
+    ///
+    /// `/proc/self/pagemap` cannot be read.
+    pub fn own_bytes(&self) -> io::Result<u64> {
+        // Documentation/admin-guide/mm/pagemap.rst: the page is there, it is a file's, it is mapped here only. The kernel's
+        // one page of zeros is neither of the last two.
+        const PRESENT: u64 = 1 << 63;
+        const FILE: u64 = 1 << 61;
+        const EXCLUSIVE: u64 = 1 << 56;
+        let pagemap = File::open("/proc/self/pagemap")?;
+        let mut entries = vec![0u8; self.page_count() * 8];
+        pagemap.read_exact_at(&mut entries, self.address() / PAGE_SIZE as u64 * 8)?;
+        #[expect(clippy::host_endian_bytes, reason = "the kernel writes its own words")]
+        let own = |entry: &&[u8; 8]| {
+            u64::from_ne_bytes(**entry) & (PRESENT | FILE | EXCLUSIVE) == PRESENT | EXCLUSIVE
+        };
+        Ok(entries.as_chunks().0.iter().filter(own).count() as u64 * PAGE_SIZE as u64)
     }
 
     /// Gives a range back to the system (`MADV_DONTNEED`), as a balloon does: it reads as zeros (or the file's bytes) next.
