@@ -74,7 +74,10 @@ fn clones_with_any_memory_fault_in_any_order_while_pages_come() {
             complete(guest);
             check(&guest.memory, 0..PAGES);
             let stats = guest.served.stats();
-            assert!(stats.faults >= stats.here.count() + stats.network() && stats.faults > 0, "{backing:?}: {stats:?}");
+            assert!(
+                stats.faults >= stats.here.count() + stats.network() && stats.faults > 0,
+                "{backing:?}: {stats:?}"
+            );
         }
         assert!(guests.iter().any(|guest| guest.served.stats().by_sender.count() > 0));
     }
