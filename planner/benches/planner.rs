@@ -127,9 +127,9 @@ fn bench_place(c: &mut Criterion) {
         let (inventory, signatures) = fleet(hosts, vms);
         let name = format!("{vms} VMs on {hosts} hosts");
         group.bench_function(BenchmarkId::new("shared pages", &name), |b| {
-            b.iter(|| place(&inventory, Some(&signatures)))
+            b.iter(|| place(&inventory, Some(&signatures), 1))
         });
-        group.bench_function(BenchmarkId::new("best fit", &name), |b| b.iter(|| place(&inventory, None)));
+        group.bench_function(BenchmarkId::new("best fit", &name), |b| b.iter(|| place(&inventory, None, 1)));
         let plan = make_plan(&inventory, Some(&signatures), 0).expect("there is room");
         group.bench_function(BenchmarkId::new("check", &name), |b| b.iter(|| check(&plan, Some(&inventory))));
     }

@@ -3,6 +3,7 @@
 //! It reads the plan by its names, the way an operator would, and derives everything anew.
 
 mod fits;
+mod links;
 mod sending;
 mod violation;
 
@@ -10,7 +11,7 @@ use std::collections::BTreeMap;
 
 use crate::FORMAT_VERSION;
 use crate::inventory::Inventory;
-use crate::plan::Plan;
+use crate::plan::{ImageStamp, Plan, PlannedVm};
 
 pub use violation::Violation;
 
@@ -28,9 +29,30 @@ pub fn check(plan: &Plan, inventory: Option<&Inventory>) -> Result<(), Vec<Viola
     let names = Names::of(plan, &mut found);
     fits::check_hosts(plan, &names, &mut found);
     sending::check_sending(plan, &names, &mut found);
+    links::check_links(plan, &names, &mut found);
     if let Some(inventory) = inventory {
         fits::check_inventory(plan, inventory, &mut found);
     }
+    if found.is_empty() { Ok(()) } else { Err(found) }
+}
+
+/// Whether the images are those that the plan was made of: a stamp for each VM that was looked at, in the plan's order.
+///
+/// # Errors
+/// [`Violation::Stale`] for each VM whose image differs from the plan's stamp. Where either has none, nothing is known.
+pub fn check_images(plan: &Plan, now: &[Option<ImageStamp>]) -> Result<(), Vec<Violation>> {
+    let stale = |(vm, now): (&PlannedVm, &Option<ImageStamp>)| {
+        let (then, now) = (vm.stamp?, (*now)?);
+        let why = if then.bytes != now.bytes {
+            format!("had {} bytes when the plan was made, and has {}", then.bytes, now.bytes)
+        } else if then.modified_ns != now.modified_ns {
+            "was written since the plan was made".to_owned()
+        } else {
+            return None;
+        };
+        Some(Violation::Stale { thing: format!("VM `{}`: image {}", vm.name, vm.image), why })
+    };
+    let found: Vec<Violation> = plan.vms.iter().zip(now).filter_map(stale).collect();
     if found.is_empty() { Ok(()) } else { Err(found) }
 }
 
@@ -39,6 +61,8 @@ struct Names<'a> {
     hosts: BTreeMap<&'a str, usize>,
     /// For each VM the positions of its hosts, unknown ones left out.
     vm_hosts: Vec<Vec<usize>>,
+    /// For each host the positions of its VMs.
+    vms_on: Vec<Vec<usize>>,
 }
 
 impl<'a> Names<'a> {
@@ -63,12 +87,15 @@ impl<'a> Names<'a> {
                 found.push(Violation::Duplicate { kind: "VM", name: vm.name.clone() });
             }
         }
-        let mut names = Self { hosts, vm_hosts: Vec::new() };
+        let mut names = Self { hosts, vm_hosts: Vec::new(), vms_on: vec![Vec::new(); plan.hosts.len()] };
         names.vm_hosts = plan
             .vms
             .iter()
             .map(|vm| names.positions(&format!("VM `{}`", vm.name), &vm.hosts, found))
             .collect();
+        for (vm, hosts) in names.vm_hosts.iter().enumerate() {
+            hosts.iter().for_each(|&host| names.vms_on[host].push(vm));
+        }
         names
     }
 

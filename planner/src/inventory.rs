@@ -69,7 +69,7 @@ pub struct Vm {
     /// these.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub anti_affinity: Vec<String>,
-    /// What this VM shares with none of `anti_affinity`, and none of its own clones with another: a host, a rack, or a
+    /// What this VM shares with none of `anti_affinity`, and no two hosts that have clones of it: a host, a rack, or a
     /// failure domain. Default: `host`.
     #[serde(default, skip_serializing_if = "Apart::is_host")]
     pub apart: Apart,

@@ -54,12 +54,12 @@ mod schedule;
 pub mod signatures;
 pub mod simulate;
 
-pub use check::{Violation, check};
+pub use check::{Violation, check, check_images};
 pub use host_set::HostSet;
 pub use inventory::{Inventory, InventoryError, Isolation};
 pub use make::{PlanError, make_plan, segment_weights};
 pub use network::{Link, LinkKind, Network};
-pub use place::{Change, Constraint, Infeasible, Method, PlaceError, Placement, Resource, place};
+pub use place::{Change, Constraint, Infeasible, Method, PlaceError, Placement, Resource, place, place_by};
 pub use plan::{Plan, PlanFileError};
 pub use pool::{Pool, PoolError};
 pub use predict::{LinkPrediction, Overhead, Prediction, predict};

@@ -48,9 +48,9 @@ pub fn make_plan(
     signatures: Option<&Signatures>,
     seed: u64,
 ) -> Result<Plan, PlanError> {
-    let placement = place(inventory, signatures)?;
+    let placement = place(inventory, signatures, seed)?;
     let weights = weights(inventory, signatures)?;
-    let (segments, classes) = by_host_set(&weights, &placement.hosts_of_vm);
+    let HostSets { segments, classes, resident } = by_host_set(&weights, &placement.hosts_of_vm);
     let pool: Pool = inventory.multicast.pool.parse().map_err(PlanError::Pool)?;
     let network = Network::new(&inventory.source, &inventory.hosts, inventory.topology.as_ref());
     let limits = GroupLimits {
@@ -59,7 +59,7 @@ pub fn make_plan(
     };
     let scheduled = schedule(&segments, &limits);
     let predicted = predict(&segments, &scheduled, &network, &Overhead::of(&inventory.multicast));
-    let made = Made { placement, segments, classes, network, scheduled, predicted };
+    let made = Made { placement, segments, classes, resident, network, scheduled, predicted };
     let plan = Plan {
         version: FORMAT_VERSION,
         name: inventory.name.clone(),
@@ -71,7 +71,7 @@ pub fn make_plan(
         topology: inventory.topology.clone(),
         origin: Some(Origin { inventory: None, fingerprint: inventory.fingerprint(), seed }),
         groups: groups(inventory, &made.scheduled, &pool),
-        schedule: segments_in_order(inventory, &made.segments, &made.scheduled),
+        schedule: segments_in_order(inventory, &made.segments, &made.resident, &made.scheduled),
         predicted: Some(made.totals(signatures.is_some())),
     };
     check(&plan, Some(inventory)).map_err(PlanError::Refused)?;
@@ -93,12 +93,19 @@ pub fn segment_weights(
     signatures: Option<&Signatures>,
     hosts_of_vm: &[HostSet],
 ) -> Result<Vec<SegmentWeight>, SignatureError> {
-    Ok(by_host_set(&weights(inventory, signatures)?, hosts_of_vm).0)
+    Ok(by_host_set(&weights(inventory, signatures)?, hosts_of_vm).segments)
 }
 
-/// The bytes of each host set, and their classes.
-fn by_host_set(weights: &[Weight], hosts_of_vm: &[HostSet]) -> (Vec<SegmentWeight>, Vec<ClassBytes>) {
-    let mut by_hosts: BTreeMap<HostSet, ClassBytes> = BTreeMap::new();
+/// What goes to each host set, sets ascending.
+struct HostSets {
+    segments: Vec<SegmentWeight>,
+    classes: Vec<ClassBytes>,
+    /// Hosts whose VMs need some of it, and that have it already.
+    resident: Vec<HostSet>,
+}
+
+fn by_host_set(weights: &[Weight], hosts_of_vm: &[HostSet]) -> HostSets {
+    let mut by_hosts: BTreeMap<HostSet, (ClassBytes, HostSet)> = BTreeMap::new();
     for weight in weights {
         let hosts = weight.hosts(hosts_of_vm);
         let mut class = ClassBytes::default();
@@ -109,11 +116,19 @@ fn by_host_set(weights: &[Weight], hosts_of_vm: &[HostSet]) -> (Vec<SegmentWeigh
             (1, _) => class.one_host = weight.bytes,
             _ => class.several_hosts = weight.bytes,
         }
-        by_hosts.entry(hosts).or_default().add(&class);
+        let entry = by_hosts.entry(hosts).or_default();
+        entry.0.add(&class);
+        entry.1.union_with(&weight.resident);
     }
-    let segments =
-        by_hosts.iter().map(|(hosts, class)| SegmentWeight { hosts: hosts.clone(), bytes: class.total() });
-    (segments.collect(), by_hosts.values().copied().collect())
+    let segment = |(hosts, (class, _)): (&HostSet, &(ClassBytes, HostSet))| SegmentWeight {
+        hosts: hosts.clone(),
+        bytes: class.total(),
+    };
+    HostSets {
+        segments: by_hosts.iter().map(segment).collect(),
+        classes: by_hosts.values().map(|(class, _)| *class).collect(),
+        resident: by_hosts.into_values().map(|(_, resident)| resident).collect(),
+    }
 }
 
 fn names(inventory: &Inventory, hosts: &HostSet) -> Vec<String> {
@@ -121,7 +136,8 @@ fn names(inventory: &Inventory, hosts: &HostSet) -> Vec<String> {
 }
 
 fn planned_vms(inventory: &Inventory, placement: &Placement) -> Vec<PlannedVm> {
-    let planned = inventory.vms.iter().zip(&placement.hosts_of_vm).map(|(vm, hosts)| PlannedVm {
+    let placed = placement.hosts_of_vm.iter().zip(&placement.instances_of_vm);
+    let planned = inventory.vms.iter().zip(placed).map(|(vm, (hosts, instances))| PlannedVm {
         name: vm.name.clone(),
         image: vm.image.clone(),
         format: vm.format,
@@ -129,7 +145,7 @@ fn planned_vms(inventory: &Inventory, placement: &Placement) -> Vec<PlannedVm> {
         vcpus: vm.vcpus,
         tenant: vm.tenant.clone(),
         hosts: names(inventory, hosts),
-        instances: Vec::new(),
+        instances: if instances.iter().all(|&count| count == 1) { Vec::new() } else { instances.clone() },
         stamp: None,
     });
     planned.collect()
@@ -147,6 +163,7 @@ fn groups(inventory: &Inventory, scheduled: &Schedule, pool: &Pool) -> Vec<Group
 fn segments_in_order(
     inventory: &Inventory,
     segments: &[SegmentWeight],
+    resident: &[HostSet],
     scheduled: &Schedule,
 ) -> Vec<Segment> {
     let in_order = scheduled.segments.iter().map(|placed| Segment {
@@ -156,6 +173,7 @@ fn segments_in_order(
             Channel::Unicast => None,
         },
         predicted_bytes: segments[placed.segment].bytes,
+        resident: names(inventory, &resident[placed.segment]),
     });
     in_order.collect()
 }
@@ -166,6 +184,7 @@ struct Made {
     segments: Vec<SegmentWeight>,
     /// Of each segment.
     classes: Vec<ClassBytes>,
+    resident: Vec<HostSet>,
     network: Network,
     scheduled: Schedule,
     predicted: Prediction,

@@ -128,6 +128,9 @@ pub struct Segment {
     pub group: Option<u32>,
     /// Predicted bytes of the contents, each counted once.
     pub predicted_bytes: u64,
+    /// Names of hosts whose VMs need some of the contents and that have them already. Default: none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub resident: Vec<String>,
 }
 
 /// Why a plan cannot be used.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use super::{Names, Violation};
-use crate::inventory::{Inventory, Target, Vm};
+use crate::inventory::{Apart, Host, Inventory, Target, Vm};
 use crate::plan::{Plan, PlannedVm};
 
 pub(super) fn check_hosts(plan: &Plan, names: &Names, found: &mut Vec<Violation>) {
@@ -12,9 +12,14 @@ pub(super) fn check_hosts(plan: &Plan, names: &Names, found: &mut Vec<Violation>
     let mut addresses = BTreeSet::new();
     let mut load = vec![(0u128, 0u128); plan.hosts.len()];
     for (vm, hosts) in plan.vms.iter().zip(&names.vm_hosts) {
+        check_instances(vm, found);
+        let here = |host: usize| {
+            let at = vm.hosts.iter().position(|name| *name == plan.hosts[host].name);
+            u128::from(at.map_or(1, |at| instances(vm, at)))
+        };
         for &host in hosts {
-            load[host].0 += u128::from(vm.memory_mib);
-            load[host].1 += u128::from(vm.vcpus);
+            load[host].0 += u128::from(vm.memory_mib) * here(host);
+            load[host].1 += u128::from(vm.vcpus) * here(host);
         }
     }
     for (host, (memory, vcpus)) in plan.hosts.iter().zip(load) {
@@ -33,6 +38,21 @@ pub(super) fn check_hosts(plan: &Plan, names: &Names, found: &mut Vec<Violation>
         for (what, need, has) in parts.into_iter().filter(|(_, need, has)| need > has) {
             found.push(Violation::Overload { host: host.name.clone(), what, need, has });
         }
+    }
+}
+
+/// Clones that a VM starts on the host at a position of its list.
+fn instances(vm: &PlannedVm, position: usize) -> u32 {
+    vm.instances.get(position).copied().unwrap_or(1)
+}
+
+fn check_instances(vm: &PlannedVm, found: &mut Vec<Violation>) {
+    let mut wrong = |why| found.push(Violation::Instances { vm: vm.name.clone(), why });
+    if !vm.instances.is_empty() && vm.instances.len() != vm.hosts.len() {
+        wrong("is not as long as `hosts`");
+    }
+    if vm.instances.contains(&0) {
+        wrong("has a 0");
     }
 }
 
@@ -98,34 +118,87 @@ fn check_vms(plan: &Plan, inventory: &Inventory, found: &mut Vec<Violation>) {
         if !is_same {
             found.push(stale(name, "differs"));
         }
-        check_place(vm, planned_vm, &planned, found);
+        check_place(vm, planned_vm, plan, &planned, found);
     }
 }
 
 /// Whether the copies of a VM are where they should be.
-fn check_place(vm: &Vm, planned: &PlannedVm, all: &BTreeMap<&str, &PlannedVm>, found: &mut Vec<Violation>) {
+fn check_place(
+    vm: &Vm,
+    planned: &PlannedVm,
+    plan: &Plan,
+    all: &BTreeMap<&str, &PlannedVm>,
+    found: &mut Vec<Violation>,
+) {
     let mut wrong = |why: String| found.push(Violation::Placement { vm: vm.name.clone(), why });
     let on: BTreeSet<&str> = planned.hosts.iter().map(String::as_str).collect();
     let on_of = |name: &String| -> BTreeSet<&str> {
         all.get(name.as_str()).map(|vm| vm.hosts.iter().map(String::as_str).collect()).unwrap_or_default()
     };
+    let clones: Vec<u32> = (0..planned.hosts.len()).map(|position| instances(planned, position)).collect();
+    let total: u64 = clones.iter().map(|&count| u64::from(count)).sum();
     match &vm.to {
-        Target::Clones(copies) if on.len() as u64 != u64::from(*copies) => {
-            wrong(format!("has {} copies instead of {copies}", on.len()));
+        Target::Clones(copies) => {
+            if total != u64::from(*copies) {
+                wrong(format!("has {total} copies instead of {copies}"));
+            }
+            if let Some((host, count)) =
+                planned.hosts.iter().zip(&clones).find(|(_, count)| **count > vm.clones_per_host)
+            {
+                wrong(format!("has {count} clones on host `{host}`; {} may be there", vm.clones_per_host));
+            }
         }
-        Target::Hosts(hosts) if on != hosts.iter().map(String::as_str).collect() => {
-            wrong(format!("is on {on:?} instead of {hosts:?}"));
+        Target::Hosts(hosts) => {
+            if on != hosts.iter().map(String::as_str).collect() || total != hosts.len() as u64 {
+                wrong(format!("is on {on:?} instead of one copy each on {hosts:?}"));
+            }
         }
-        Target::Clones(_) | Target::Hosts(_) => {}
     }
     for other in &vm.affinity {
         if let Some(host) = on.difference(&on_of(other)).next() {
             wrong(format!("is on host `{host}` without `{other}`"));
         }
     }
+    let zones = Zones::of(plan, vm.apart);
     for other in &vm.anti_affinity {
-        if let Some(host) = on.intersection(&on_of(other)).next() {
-            wrong(format!("is on host `{host}` together with `{other}`"));
+        let theirs = on_of(other);
+        let theirs: BTreeSet<(bool, &str)> = theirs.iter().map(|host| zones.name(host)).collect();
+        if let Some(host) = on.iter().find(|host| theirs.contains(&zones.name(host))) {
+            wrong(format!("is in {} `{}` together with `{other}`", zones.kind, zones.name(host).1));
         }
+    }
+    let mut used = BTreeSet::new();
+    for zone in on.iter().map(|host| zones.name(host)) {
+        if !used.insert(zone) {
+            wrong(format!("has clones on two hosts of {} `{}`", zones.kind, zone.1));
+        }
+    }
+}
+
+/// What hosts may share that VMs must not.
+struct Zones<'a> {
+    kind: &'static str,
+    of_host: BTreeMap<&'a str, &'a str>,
+}
+
+impl<'a> Zones<'a> {
+    fn of(plan: &'a Plan, apart: Apart) -> Self {
+        let named = |host: &'a Host| match apart {
+            Apart::Host => None,
+            Apart::Rack => host.rack.as_deref(),
+            Apart::Domain => host.domain.as_deref(),
+        };
+        let kind = match apart {
+            Apart::Host => "host",
+            Apart::Rack => "rack",
+            Apart::Domain => "failure domain",
+        };
+        let zone = |host: &'a Host| Some((host.name.as_str(), named(host)?));
+        Self { kind, of_host: plan.hosts.iter().filter_map(zone).collect() }
+    }
+
+    /// A host without a rack or domain is one of its own, even if it is called like one.
+    fn name<'b>(&'b self, host: &'b str) -> (bool, &'b str) {
+        self.of_host.get(host).map_or((false, host), |zone| (true, zone))
     }
 }

@@ -31,7 +31,9 @@ pub(super) fn check_sending(plan: &Plan, names: &Names, found: &mut Vec<Violatio
         if let Some(first) = seen.insert(hosts.clone(), index) {
             found.push(Violation::SegmentTwice { first, second: index });
         }
-        if !is_union_of_vms(&hosts, &names.vm_hosts) {
+        let has_it: Vec<usize> =
+            segment.resident.iter().filter_map(|host| names.hosts.get(host.as_str()).copied()).collect();
+        if !is_union_of_vms(&hosts, &has_it, names) {
             found.push(Violation::NoSuchVms { segment: index });
         }
         let receivers = match segment.group {
@@ -55,14 +57,16 @@ pub(super) fn check_sending(plan: &Plan, names: &Names, found: &mut Vec<Violatio
     totals.compare(plan, found);
 }
 
-/// Whether the hosts are exactly those of some VMs together: each belongs to a VM with no other hosts than these.
-fn is_union_of_vms(hosts: &[usize], vm_hosts: &[Vec<usize>]) -> bool {
-    let wanted: BTreeSet<usize> = hosts.iter().copied().collect();
-    let mut left = wanted.clone();
-    for on in vm_hosts {
+/// Whether the hosts are exactly those of some VMs together, but for some that have the contents already: each belongs
+/// to a VM with no other hosts than these.
+fn is_union_of_vms(hosts: &[usize], has_it: &[usize], names: &Names) -> bool {
+    let mut left: BTreeSet<usize> = hosts.iter().copied().collect();
+    let wanted: BTreeSet<usize> = hosts.iter().chain(has_it).copied().collect();
+    for &vm in hosts.iter().flat_map(|&host| &names.vms_on[host]) {
         if left.is_empty() {
             break;
         }
+        let on = &names.vm_hosts[vm];
         if on.iter().all(|host| wanted.contains(host)) {
             for host in on {
                 left.remove(host);
@@ -74,7 +78,7 @@ fn is_union_of_vms(hosts: &[usize], vm_hosts: &[Vec<usize>]) -> bool {
 
 fn check_members(plan: &Plan, segment: usize, hosts: &[usize], used: &Use, found: &mut Vec<Violation>) {
     let group = used.group.id;
-    if let Some(&host) = hosts.iter().find(|host| !used.members.contains(host)) {
+    if let Some(&host) = hosts.iter().find(|host| used.members.binary_search(host).is_err()) {
         found.push(Violation::NotInGroup { segment, group, host: plan.hosts[host].name.clone() });
     } else if plan.isolation == Isolation::Strict && hosts != used.members {
         found.push(Violation::NotExact { segment, group });

@@ -84,6 +84,24 @@ pub enum Violation {
         /// What it has.
         has: u128,
     },
+    /// A VM's `instances` do not go with its hosts.
+    #[error("VM `{vm}`: `instances` {why}")]
+    Instances {
+        /// The VM.
+        vm: String,
+        /// What is wrong.
+        why: &'static str,
+    },
+    /// A host, the source or a rack is in a rack that the plan lacks, or a rack is within itself.
+    #[error("{thing}: rack `{rack}` {why}")]
+    Rack {
+        /// The thing.
+        thing: String,
+        /// The rack.
+        rack: String,
+        /// What is wrong.
+        why: &'static str,
+    },
     /// The range of group addresses cannot be used.
     #[error("multicast pool `{pool}` cannot be used: {why}")]
     Pool {
@@ -200,8 +218,8 @@ pub enum Violation {
         /// What follows from the schedule.
         right: String,
     },
-    /// The plan is not one of this inventory as it is now.
-    #[error("the plan is not of this inventory: {thing} {why}")]
+    /// The plan is not one of this inventory, or of these images, as they are now.
+    #[error("the plan is stale: {thing} {why}")]
     Stale {
         /// The thing.
         thing: String,

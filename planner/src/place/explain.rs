@@ -2,11 +2,12 @@
 
 mod trial;
 
+use std::collections::BTreeSet;
 use std::fmt;
 
-use super::problem::{Load, Problem};
+use super::problem::{Item, Load, Problem};
 use crate::host_set::host_index;
-use crate::inventory::Inventory;
+use crate::inventory::{Apart, Inventory};
 
 /// What a host runs out of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,13 +46,29 @@ pub enum Constraint {
         has: u64,
     },
     /// More copies than hosts that can hold one.
-    #[error("VM `{vm}` is to have {copies} copies on as many hosts; {fit} can hold one")]
+    #[error("VM `{vm}` is to have {copies} copies, at most {per_host} on a host; the hosts can hold {fit}")]
     TooFewHosts {
         /// The VM.
         vm: String,
         /// Copies wanted.
         copies: usize,
-        /// Hosts with enough memory and vCPUs, if empty.
+        /// Most copies on one host.
+        per_host: usize,
+        /// Copies that hosts have memory and vCPUs for, if empty.
+        fit: usize,
+    },
+    /// More copies in racks or failure domains of their own than there are such that can hold one.
+    #[error(
+        "VM `{vm}` is to have {copies} copies, each host with any in a {scope} of its own; {fit} such can hold one"
+    )]
+    TooFewZones {
+        /// The VM.
+        vm: String,
+        /// Copies wanted.
+        copies: usize,
+        /// `rack` or `failure domain`.
+        scope: &'static str,
+        /// Racks or domains with a host that has enough memory and vCPUs, if empty.
         fit: usize,
     },
     /// The VMs pinned to a host do not fit it.
@@ -134,6 +151,20 @@ pub enum Change {
         /// Copies that fit.
         copies: usize,
     },
+    /// Let clones of a VM share a rack or failure domain.
+    #[error("let clones of VM `{vm}` be apart by host only")]
+    ApartByHost {
+        /// The VM.
+        vm: String,
+    },
+    /// More clones on one host; the least that suffices.
+    #[error("allow {clones} clones of VM `{vm}` on one host (`clones_per_host`)")]
+    MorePerHost {
+        /// The VM.
+        vm: String,
+        /// Clones on one host.
+        clones: usize,
+    },
     /// Let a VM go to any host.
     #[error("unpin VM `{vm}`")]
     Unpin {
@@ -189,16 +220,27 @@ fn advice(changes: &[Change]) -> String {
 pub(super) fn plain_reason(inventory: &Inventory, problem: &Problem) -> Option<Constraint> {
     let vms = || problem.vms.iter().zip(&inventory.vms);
     let alone = vms().filter(|(item, _)| item.pins.is_none()).find_map(|(item, vm)| {
-        let fit = problem.hosts.iter().filter(|&&host| item.load.fits(host)).count();
+        let held = |host: Load| {
+            let part = |need: u64, has: u64| has.checked_div(need).unwrap_or(u64::MAX);
+            let most = part(item.load.memory, host.memory).min(part(item.load.vcpus, host.vcpus));
+            usize::try_from(most).unwrap_or(usize::MAX).min(item.per_host)
+        };
+        let fit = problem.hosts.iter().map(|&host| held(host)).fold(0, usize::saturating_add);
         if fit >= item.copies {
-            return None;
+            return too_few_zones(problem, item, &vm.name);
         }
-        let few = Constraint::TooFewHosts { vm: vm.name.clone(), copies: item.copies, fit };
+        let few = Constraint::TooFewHosts {
+            vm: vm.name.clone(),
+            copies: item.copies,
+            per_host: item.per_host,
+            fit,
+        };
         Some(if fit > 0 { few } else { too_large(inventory, problem, &vm.name, item.load).unwrap_or(few) })
     });
     let copies = || {
         vms().find_map(|(item, vm)| {
-            let other = item.with.iter().copied().find(|&other| problem.vms[other].copies < item.copies)?;
+            let has_fewer = |&other: &usize| problem.vms[other].copies < item.hosts_min();
+            let other = item.with.iter().copied().find(has_fewer)?;
             Some(Constraint::AffinityCopies {
                 vm: vm.name.clone(),
                 copies: item.copies,
@@ -214,6 +256,23 @@ pub(super) fn plain_reason(inventory: &Inventory, problem: &Problem) -> Option<C
     alone.or_else(copies).or_else(|| pins(inventory, problem)).or_else(total)
 }
 
+/// Copies that are to be in racks or domains of their own, of which there are too few.
+fn too_few_zones(problem: &Problem, item: &Item, vm: &str) -> Option<Constraint> {
+    let scope = match item.spread {
+        Apart::Host => return None,
+        Apart::Rack => "rack",
+        Apart::Domain => "failure domain",
+    };
+    let roomy = (0..problem.hosts.len()).filter(|&host| item.load.fits(problem.hosts[host]));
+    let zones: BTreeSet<u32> = roomy.map(|host| problem.zone(item.spread, host)).collect();
+    (zones.len().saturating_mul(item.per_host) < item.copies).then(|| Constraint::TooFewZones {
+        vm: vm.to_owned(),
+        copies: item.copies,
+        scope,
+        fit: zones.len(),
+    })
+}
+
 fn pins(inventory: &Inventory, problem: &Problem) -> Option<Constraint> {
     for (index, &host) in problem.hosts.iter().enumerate() {
         let index = host_index(index);
@@ -225,7 +284,7 @@ fn pins(inventory: &Inventory, problem: &Problem) -> Option<Constraint> {
             return Some(Constraint::PinsOverload { host: name(), resource, need, has });
         }
         for &vm in &here {
-            if let Some(&other) = problem.vms[vm].apart.iter().find(|&&other| is_here(other)) {
+            if let Some(&(other, _)) = problem.vms[vm].apart.iter().find(|(other, _)| is_here(*other)) {
                 let called = |vm: usize| inventory.vms[vm].name.clone();
                 return Some(Constraint::PinsTogether { vm: called(vm), other: called(other), host: name() });
             }
@@ -276,6 +335,7 @@ pub(super) fn explain(inventory: &Inventory, problem: &Problem, plain: Option<Co
     changes.extend(trial.grow(Resource::Vcpus));
     changes.extend(trial.drop_pair());
     changes.extend(trial.unpin());
+    changes.extend(trial.loosen_clones());
     changes.extend(trial.fewer_copies());
     changes.extend(trial.add_host());
     if changes.is_empty() {

@@ -4,14 +4,14 @@ use std::cmp::Reverse;
 
 use super::problem::{Load, Problem};
 use super::shares::Sharing;
-use super::state::State;
+use super::state::{Placed, State};
 use crate::HostSet;
 
 /// Fills the largest host first, adding the VM that has most bytes in common with those already there, then the next
 /// host (VMScatter, VEE 2013). `None` if that dead-ends under the constraints.
 ///
 /// O(N^2 + M S) for N VMs, M hosts and S the sum of the signatures' sizes.
-pub(super) fn greedy(problem: &Problem, sharing: &Sharing) -> Option<Vec<HostSet>> {
+pub(super) fn greedy(problem: &Problem, sharing: &Sharing) -> Option<Placed> {
     let mut state = State::new(problem, None);
     for (vm, item) in problem.vms.iter().enumerate() {
         for host in item.pins.iter().flat_map(HostSet::iter).map(usize::from) {
@@ -27,9 +27,9 @@ pub(super) fn greedy(problem: &Problem, sharing: &Sharing) -> Option<Vec<HostSet
         Filling::new(&mut state, sharing, host).fill();
     }
     let is_whole = (0..problem.vms.len()).all(|vm| {
-        state.is_complete(vm) && state.hosts_of_vm[vm].iter().all(|host| state.has_company(vm, host.into()))
+        state.is_complete(vm) && state.placed[vm].iter().all(|&host| state.has_company(vm, host.into()))
     });
-    is_whole.then_some(state.hosts_of_vm)
+    is_whole.then_some(state.placed)
 }
 
 /// One host being filled.
@@ -45,7 +45,7 @@ struct Filling<'a, 'b> {
 
 impl<'a, 'b> Filling<'a, 'b> {
     fn new(state: &'a mut State<'b>, sharing: &'a Sharing, host: usize) -> Self {
-        let (common, needed) = (vec![0; state.problem.vms.len()], vec![false; sharing.bytes.len()]);
+        let (common, needed) = (vec![0; state.problem.vms.len()], vec![false; sharing.signatures.len()]);
         let mut filling = Self { state, sharing, host, common, needed };
         for vm in 0..filling.state.problem.vms.len() {
             if filling.state.has(vm, host) {
@@ -66,10 +66,11 @@ impl<'a, 'b> Filling<'a, 'b> {
 
     /// Notes what the host needs for a VM.
     fn count(&mut self, vm: usize) {
-        for &signature in &self.sharing.of_vm[vm] {
-            if !std::mem::replace(&mut self.needed[signature], true) {
-                for &other in &self.sharing.vms[signature] {
-                    self.common[usize::from(other)] += self.sharing.bytes[signature];
+        for &number in &self.sharing.of_vm[vm] {
+            if !std::mem::replace(&mut self.needed[number as usize], true) {
+                let signature = &self.sharing.signatures[number as usize];
+                for &other in &signature.vms {
+                    self.common[usize::from(other)] += signature.bytes;
                 }
             }
         }
@@ -77,24 +78,30 @@ impl<'a, 'b> Filling<'a, 'b> {
 
     /// The VM to add, with those it must have beside it.
     fn best(&self) -> Option<Vec<usize>> {
-        let is_empty = self.state.count[self.host] == 0;
-        let mut open: Vec<usize> = (0..self.state.problem.vms.len())
-            .filter(|&vm| !self.state.is_complete(vm) && self.state.admits(vm, self.host))
-            .collect();
-        open.sort_by_cached_key(|&vm| {
+        let is_empty = self.state.on[self.host].is_empty();
+        let open = |vm: &usize| !self.state.is_complete(*vm) && self.state.admits(*vm, self.host);
+        let rank = |vm: usize| {
             let common = if is_empty { self.with_others(vm) } else { self.common[vm] };
             (Reverse((common, self.state.problem.vms[vm].load)), vm)
-        });
-        open.into_iter().find_map(|vm| self.company(vm))
+        };
+        let mut ranked: Vec<_> = (0..self.state.problem.vms.len()).filter(open).map(rank).collect();
+        // Mostly the first will do, so sorting all would be in vain.
+        while let Some(first) = (0..ranked.len()).min_by_key(|&slot| ranked[slot]) {
+            let (_, vm) = ranked.swap_remove(first);
+            if let Some(company) = self.company(vm) {
+                return Some(company);
+            }
+        }
+        None
     }
 
     /// Bytes that a VM has in common with any VM that is not placed; the first VM on a host is the best companion.
     fn with_others(&self, vm: usize) -> u64 {
-        let has_other = |&&signature: &&usize| {
-            let others = self.sharing.vms[signature].iter().map(|&other| usize::from(other));
-            others.filter(|&other| !self.state.is_complete(other)).count() > 1
+        let shared = self.sharing.of_vm[vm].iter().map(|&number| &self.sharing.signatures[number as usize]);
+        let has_other = |vms: &[u16]| {
+            vms.iter().filter(|&&other| !self.state.is_complete(other.into())).take(2).count() > 1
         };
-        self.sharing.of_vm[vm].iter().filter(has_other).map(|&signature| self.sharing.bytes[signature]).sum()
+        shared.filter(|signature| has_other(&signature.vms)).map(|signature| signature.bytes).sum()
     }
 
     /// A VM and all that must be with it and are not on the host, if they fit together.
@@ -106,7 +113,7 @@ impl<'a, 'b> Filling<'a, 'b> {
         while let Some(&vm) = all.get(next) {
             next += 1;
             load = load.plus(vms[vm].load);
-            let is_kept_apart = vms[vm].apart.iter().any(|other| all.contains(other));
+            let is_kept_apart = vms[vm].apart.iter().any(|(other, _)| all.contains(other));
             if self.state.is_complete(vm) || !self.state.admits(vm, self.host) || is_kept_apart {
                 return None;
             }

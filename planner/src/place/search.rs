@@ -3,13 +3,16 @@
 use std::cmp::Reverse;
 
 use super::problem::{Load, Problem};
-use super::shares::{Shares, Sharing};
-use super::state::State;
+use super::shares::Sharing;
+use super::state::{Placed, State};
 use crate::HostSet;
 use crate::host_set::host_index;
 
+/// Steps before a search begins anew, at first.
+const STEPS_FIRST: u64 = 5_000;
+
 pub(super) enum Outcome {
-    Found(Vec<HostSet>),
+    Found(Placed),
     /// Proved: there is none.
     Infeasible,
     /// The steps were used up.
@@ -49,6 +52,8 @@ struct Search<'a> {
     candidates: Vec<Candidates>,
     /// Only placements that cost less are wanted.
     below: Option<u64>,
+    /// How often each VM had nowhere to go.
+    failures: Vec<u32>,
 }
 
 /// Searches for a placement; with `sharing`, prefers hosts that need much of the VM's contents anyway, else those
@@ -58,17 +63,36 @@ struct Search<'a> {
 /// - among untouched hosts of equal capacity only the first is tried (pinned VMs come before all others);
 /// - the copies of a VM take its candidates in order;
 /// - where a VM failed on a host, an equal VM after it is not tried there.
+///
+/// Where the first steps lead nowhere, it begins anew with the VMs first that had nowhere to go, and has twice the
+/// steps (restarts by failures: Boussemart et al., ECAI 2004).
 pub(super) fn search(problem: &Problem, sharing: Option<&Sharing>, steps_max: u64) -> (Outcome, u64) {
-    let mut search = Search::new(problem, sharing);
+    let mut failures = vec![0u32; problem.vms.len()];
+    let mut steps = 0;
+    let mut limit = STEPS_FIRST.max(4 * problem.demand_copies());
+    loop {
+        let (outcome, taken) = run(problem, sharing, &mut failures, limit.min(steps_max - steps));
+        steps += taken;
+        if !matches!(outcome, Outcome::GaveUp) || steps >= steps_max {
+            return (outcome, steps);
+        }
+        limit *= 2;
+    }
+}
+
+/// One search; counts for each VM how often it had nowhere to go.
+fn run(problem: &Problem, sharing: Option<&Sharing>, failures: &mut [u32], steps_max: u64) -> (Outcome, u64) {
+    let mut search = Search::new(problem, sharing, failures);
     let mut steps = 0;
     if !search.begin(0) {
         return (Outcome::Infeasible, steps);
     }
     while let Some(frame) = search.frames.last() {
         if frame.depth == search.order.len() {
-            return (Outcome::Found(search.state.hosts_of_vm), steps);
+            return (Outcome::Found(search.state.placed), steps);
         }
         if steps == steps_max {
+            failures.iter_mut().zip(&search.failures).for_each(|(sum, more)| *sum += more);
             return (Outcome::GaveUp, steps);
         }
         steps += 1;
@@ -84,8 +108,8 @@ pub(super) fn cheapest(
     sharing: &Sharing,
     below: u64,
     steps_max: u64,
-) -> (Option<Vec<HostSet>>, bool) {
-    let mut search = Search::new(problem, Some(sharing));
+) -> (Option<Placed>, bool) {
+    let mut search = Search::new(problem, Some(sharing), &vec![0; problem.vms.len()]);
     search.below = Some(below);
     let mut best = None;
     if search.begin(0) {
@@ -94,8 +118,8 @@ pub(super) fn cheapest(
                 None => return (best, true),
                 Some(frame) if frame.depth == search.order.len() => {
                     search.frames.pop();
-                    search.below = search.cost();
-                    best = Some(search.state.hosts_of_vm.clone());
+                    search.below = Some(search.state.cost());
+                    best = Some(search.state.placed.clone());
                 }
                 Some(_) => search.step(),
             }
@@ -106,8 +130,8 @@ pub(super) fn cheapest(
 }
 
 impl<'a> Search<'a> {
-    fn new(problem: &'a Problem, sharing: Option<&'a Sharing>) -> Self {
-        let order = order(problem);
+    fn new(problem: &'a Problem, sharing: Option<&'a Sharing>, failures: &[u32]) -> Self {
+        let order = order(problem, failures);
         let mut rest = vec![(Load::default(), Load { memory: u64::MAX, vcpus: u64::MAX }); order.len() + 1];
         for (depth, &vm) in order.iter().enumerate().rev() {
             let item = &problem.vms[vm];
@@ -116,11 +140,7 @@ impl<'a> Search<'a> {
                 Load { memory: least.memory.min(item.load.memory), vcpus: least.vcpus.min(item.load.vcpus) };
             rest[depth] = (sum.plus(item.load.times(item.copies)), least);
         }
-        let class = problem
-            .hosts
-            .iter()
-            .map(|host| problem.hosts.iter().position(|other| other == host).expect("it is equal to itself"));
-        let class = class.collect();
+        let class = classes(problem, sharing);
         Self {
             state: State::new(problem, sharing),
             order,
@@ -129,21 +149,21 @@ impl<'a> Search<'a> {
             frames: Vec::new(),
             candidates: Vec::new(),
             below: None,
+            failures: vec![0; problem.vms.len()],
         }
-    }
-
-    /// What the VMs placed so far cost, at least.
-    fn cost(&self) -> Option<u64> {
-        self.state.shares.as_ref().map(Shares::cost)
     }
 
     /// Opens the VM at a position of the order; false if it can be seen that the rest does not fit, or costs too much.
     fn begin(&mut self, depth: usize) -> bool {
-        if self.below.is_some() && self.cost() >= self.below {
+        if self.below.is_some_and(|below| self.state.cost() >= below) {
             return false;
         }
         if depth < self.order.len() {
-            let Some(candidates) = self.candidates(depth).filter(|_| self.rest_fits(depth)) else {
+            if !self.rest_fits(depth) {
+                return false;
+            }
+            let Some(candidates) = self.candidates(depth) else {
+                self.failures[self.order[depth]] += 1;
                 return false;
             };
             self.candidates.push(candidates);
@@ -178,7 +198,14 @@ impl<'a> Search<'a> {
         let frame = self.frames.last_mut().expect("it was there");
         (frame.next, frame.on) = (index + 1, Some(host));
         if copy + 1 < self.state.problem.vms[vm].copies {
-            self.frames.push(Frame { depth, copy: copy + 1, next: index + 1, on: None });
+            let next = match self.state.problem.vms[vm].per_host {
+                0 | 1 => index + 1,
+                // Further copies may go where one is.
+                _ if copy + 1 == self.candidates.last().map_or(0, |c| c.musts) => 0,
+                _ if copy + 1 < self.candidates.last().map_or(0, |c| c.musts) => index + 1,
+                _ => index,
+            };
+            self.frames.push(Frame { depth, copy: copy + 1, next, on: None });
         } else {
             // If the rest does not fit, the next step takes this copy back.
             self.begin(depth + 1);
@@ -189,7 +216,9 @@ impl<'a> Search<'a> {
     fn next_host(&self, vm: usize) -> Option<(usize, usize)> {
         let frame = self.frames.last()?;
         let candidates = self.candidates.last()?;
-        let left = self.state.problem.vms[vm].copies - frame.copy;
+        let item = &self.state.problem.vms[vm];
+        // Copies go to hosts in order, the first ones one each to where they must be.
+        let left = (item.copies - frame.copy).div_ceil(item.per_host.max(1));
         let end = if frame.copy < candidates.musts {
             frame.copy + 1
         } else {
@@ -198,14 +227,15 @@ impl<'a> Search<'a> {
         let range = frame.next..end.max(frame.next);
         range
             .map(|index| (index, usize::from(candidates.hosts[index])))
-            .find(|&(_, host)| !self.has_twin(vm, host))
+            .find(|&(_, host)| !self.has_twin(vm, host) && self.state.admits(vm, host))
     }
 
     /// Whether an untouched host has an untouched equal before it.
     fn has_twin(&self, vm: usize, host: usize) -> bool {
         self.state.problem.vms[vm].pins.is_none()
-            && self.state.count[host] == 0
-            && (self.class[host]..host).any(|h| self.class[h] == self.class[host] && self.state.count[h] == 0)
+            && self.state.on[host].is_empty()
+            && (self.class[host]..host)
+                .any(|h| self.class[h] == self.class[host] && self.state.on[h].is_empty())
     }
 
     /// Where the VM at a position of the order may go, or `None` if it cannot have all its copies.
@@ -214,24 +244,25 @@ impl<'a> Search<'a> {
         let item = &state.problem.vms[vm];
         let mut musts = HostSet::new();
         for &other in &item.wanted_by {
-            musts.union_with(&state.hosts_of_vm[other]);
+            state.placed[other].iter().for_each(|&host| {
+                musts.insert(host);
+            });
         }
         let failed = self.failed(depth);
         let in_company = |host: u16| {
-            item.with
-                .iter()
-                .all(|&other| !state.is_complete(other) || state.hosts_of_vm[other].contains(host))
+            item.with.iter().all(|&other| !state.is_complete(other) || state.has(other, host.into()))
         };
         let all = 0..host_index(state.problem.hosts.len());
         let mut hosts: Vec<u16> =
             all.filter(|&h| state.admits(vm, h.into()) && in_company(h) && !failed.contains(&h)).collect();
         let found = hosts.iter().filter(|&&h| musts.contains(h)).count();
-        if hosts.len() < item.copies || found < musts.len() || musts.len() > item.copies {
+        let most = hosts.len().saturating_mul(item.per_host.max(1));
+        if most < item.copies || found < musts.len() || musts.len() > item.copies {
             return None;
         }
         hosts.sort_by_cached_key(|&h| {
             let host = usize::from(h);
-            (!musts.contains(h), Reverse(state.shared(vm, host)), state.free[host], h)
+            (!musts.contains(h), state.delta(vm, host), state.free[host], h)
         });
         Some(Candidates { hosts, musts: musts.len(), failed })
     }
@@ -258,15 +289,25 @@ impl<'a> Search<'a> {
     }
 }
 
-/// Pinned VMs first; then VMs tied by affinity together, the largest such cluster first, in it the largest VM first.
-fn order(problem: &Problem) -> Vec<usize> {
+/// Number of the first host that is like each host, whatever goes there.
+fn classes(problem: &Problem, sharing: Option<&Sharing>) -> Vec<usize> {
+    let mut resident = HostSet::new();
+    sharing.iter().flat_map(|s| &s.signatures).for_each(|s| resident.union_with(&s.resident));
+    let is_resident = |host: usize| resident.contains(host_index(host));
+    let firsts = problem.first_alike().into_iter().enumerate();
+    // Where contents are resident, a host is like no other.
+    firsts.map(|(host, first)| if is_resident(host) || is_resident(first) { host } else { first }).collect()
+}
+
+/// Pinned VMs first; then those that failed most; then VMs tied by affinity together, the largest such cluster first, in it the largest VM first.
+fn order(problem: &Problem, failures: &[u32]) -> Vec<usize> {
     let cluster = clusters(problem);
     let total = problem.capacity();
-    // Share of all memory or of all vCPUs, whichever is more, in 2^-32.
-    let size = |load: Load| {
-        let share = |part: u64, whole: u64| (u128::from(part) << 32) / u128::from(whole.max(1));
-        share(load.memory, total.memory).max(share(load.vcpus, total.vcpus))
-    };
+    let size = |load: Load| load.share_of(total);
+    let mut failed = vec![0u32; problem.vms.len()];
+    for (&cluster, &count) in cluster.iter().zip(failures) {
+        failed[cluster] += count;
+    }
     let mut sum = vec![Load::default(); problem.vms.len()];
     for (vm, item) in problem.vms.iter().enumerate() {
         sum[cluster[vm]] = sum[cluster[vm]].plus(item.load);
@@ -280,6 +321,7 @@ fn order(problem: &Problem) -> Vec<usize> {
             if single { (Reverse(item.load), usize::MAX) } else { (Reverse(sum[cluster[vm]]), cluster[vm]) };
         (
             item.pins.is_none(),
+            Reverse(failed[cluster[vm]]),
             Reverse(size(sum[cluster[vm]])),
             own,
             Reverse((size(item.load), item.copies, item.apart.len())),

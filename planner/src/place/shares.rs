@@ -1,121 +1,303 @@
-//! Bytes that a VM has in common with what a host gets anyway.
+//! What it costs to send a host a VM, given what it is sent anyway.
 
 use super::problem::Problem;
+use crate::HostSet;
+use crate::host_set::host_index;
 use crate::signatures::Weight;
 
-/// Most counters kept: 100 MB.
-const COUNTERS_MAX: usize = 50_000_000;
+/// A set of VMs up to this part of the nodes is counted in a list, a larger one in a table.
+const SPARSE_PART: usize = 8;
 
-/// The signatures that guide placement: those of several VMs, heaviest first as far as counters allow.
+/// Contents of several VMs or copies, or that some host has already.
+pub(super) struct Signature {
+    pub(super) bytes: u64,
+    pub(super) vms: Vec<u16>,
+    pub(super) resident: HostSet,
+    /// What a byte of it costs at least, wherever its VMs go.
+    pub(super) least: u64,
+}
+
+/// The weights, sorted by what placement can do about them.
 pub(super) struct Sharing {
-    hosts: usize,
-    /// Bytes of each signature.
-    pub(super) bytes: Vec<u64>,
-    /// So many hosts need each signature in any case: the most copies of one of its VMs.
-    least: Vec<u16>,
-    /// Whether every signature of several VMs is here.
-    pub(super) is_all: bool,
-    /// VMs of each signature.
-    pub(super) vms: Vec<Vec<u16>>,
+    pub(super) signatures: Vec<Signature>,
     /// Signatures of each VM.
-    pub(super) of_vm: Vec<Vec<usize>>,
+    pub(super) of_vm: Vec<Vec<u32>>,
+    /// Bytes of each VM of one copy that are no other's and nowhere resident.
+    pub(super) own: Vec<u64>,
+    /// All bytes of each VM.
+    pub(super) all: Vec<u64>,
 }
 
 impl Sharing {
     pub(super) fn new(problem: &Problem, weights: &[Weight]) -> Self {
-        let mut several: Vec<&Weight> = weights.iter().filter(|weight| weight.vms.len() > 1).collect();
-        several.sort_by_key(|weight| std::cmp::Reverse(weight.bytes));
-        let count = several.len();
-        several.truncate(COUNTERS_MAX / problem.hosts.len().max(1));
-        let mut of_vm = vec![Vec::new(); problem.vms.len()];
-        for (signature, weight) in several.iter().enumerate() {
+        let mut sharing = Self {
+            signatures: Vec::new(),
+            of_vm: vec![Vec::new(); problem.vms.len()],
+            own: vec![0; problem.vms.len()],
+            all: vec![0; problem.vms.len()],
+        };
+        let least = super::bound::Least::new(problem);
+        for weight in weights {
             for &vm in &weight.vms {
-                of_vm[usize::from(vm)].push(signature);
+                sharing.all[usize::from(vm)] += weight.bytes;
             }
+            // Copies of one VM share the links of racks.
+            if let ([only], true) = (&weight.vms[..], weight.resident.is_empty())
+                && problem.vms[usize::from(*only)].copies == 1
+            {
+                sharing.own[usize::from(*only)] += weight.bytes;
+                continue;
+            }
+            let number = u32::try_from(sharing.signatures.len()).expect("far fewer signatures than 2^32");
+            weight.vms.iter().for_each(|&vm| sharing.of_vm[usize::from(vm)].push(number));
+            sharing.signatures.push(Signature {
+                bytes: weight.bytes,
+                vms: weight.vms.clone(),
+                resident: weight.resident.clone(),
+                least: least.of(problem, weight),
+            });
         }
-        let copies =
-            |vms: &[u16]| vms.iter().map(|&vm| problem.vms[usize::from(vm)].copies).max().unwrap_or(0);
-        Self {
-            hosts: problem.hosts.len(),
-            least: several
-                .iter()
-                .map(|weight| u16::try_from(copies(&weight.vms)).unwrap_or(u16::MAX))
-                .collect(),
-            is_all: several.len() == count,
-            bytes: several.iter().map(|weight| weight.bytes).collect(),
-            vms: several.iter().map(|weight| weight.vms.clone()).collect(),
-            of_vm,
-        }
+        sharing
     }
 
     pub(super) fn is_any(&self) -> bool {
-        !self.bytes.is_empty()
+        !self.signatures.is_empty()
     }
 }
 
-/// How many VMs of each signature each host has.
-pub(super) struct Shares<'a> {
-    sharing: &'a Sharing,
-    count: Vec<u16>,
-    /// How many hosts need each signature.
-    hosts_with: Vec<u16>,
-    cost: u64,
+/// Counters of one signature by node: of VMs at a host's, of nodes below with any at a rack's.
+enum Counts {
+    /// Ascending by node, none 0.
+    Sparse(Vec<(u32, u32)>),
+    Dense(Vec<u32>),
 }
 
-impl<'a> Shares<'a> {
-    pub(super) fn new(sharing: &'a Sharing) -> Self {
-        Self {
-            sharing,
-            count: vec![0; sharing.hosts * sharing.bytes.len()],
-            hosts_with: vec![0; sharing.bytes.len()],
-            cost: sharing
-                .bytes
-                .iter()
-                .zip(&sharing.least)
-                .map(|(bytes, &least)| bytes * u64::from(least))
-                .sum(),
+impl Counts {
+    fn get(&self, node: usize) -> u32 {
+        match self {
+            Self::Sparse(list) => list
+                .binary_search_by_key(&u32::try_from(node).expect("few nodes"), |&(at, _)| at)
+                .map_or(0, |slot| list[slot].1),
+            Self::Dense(table) => table[node],
         }
     }
 
-    /// Bytes that hosts need of these signatures, summed over the hosts; of a partial placement, at least.
+    /// Counts one more; the count before.
+    fn add(&mut self, node: usize) -> u32 {
+        match self {
+            Self::Sparse(list) => {
+                let node = u32::try_from(node).expect("few nodes");
+                match list.binary_search_by_key(&node, |&(at, _)| at) {
+                    Ok(slot) => {
+                        list[slot].1 += 1;
+                        list[slot].1 - 1
+                    }
+                    Err(slot) => {
+                        list.insert(slot, (node, 1));
+                        0
+                    }
+                }
+            }
+            Self::Dense(table) => {
+                table[node] += 1;
+                table[node] - 1
+            }
+        }
+    }
+
+    /// Counts one less; the count after.
+    fn remove(&mut self, node: usize) -> u32 {
+        match self {
+            Self::Sparse(list) => {
+                let node = u32::try_from(node).expect("few nodes");
+                let slot =
+                    list.binary_search_by_key(&node, |&(at, _)| at).expect("what is removed was counted");
+                list[slot].1 -= 1;
+                let left = list[slot].1;
+                if left == 0 {
+                    list.remove(slot);
+                }
+                left
+            }
+            Self::Dense(table) => {
+                table[node] -= 1;
+                table[node]
+            }
+        }
+    }
+
+    fn each(&self, mut of: impl FnMut(usize)) {
+        match self {
+            Self::Sparse(list) => list.iter().for_each(|&(node, _)| of(node as usize)),
+            Self::Dense(table) => {
+                table.iter().enumerate().filter(|(_, count)| **count > 0).for_each(|(node, _)| of(node));
+            }
+        }
+    }
+}
+
+/// What is sent where, for a partial placement.
+pub(super) struct Shares<'a> {
+    problem: &'a Problem,
+    sharing: &'a Sharing,
+    counts: Vec<Counts>,
+    /// Cost of a byte of each signature, and of a byte of each VM's own.
+    units: Vec<u64>,
+    own_units: Vec<u64>,
+    /// The least that the own bytes of a VM's copies cost, for each byte.
+    own_least: Vec<u64>,
+    cost: u64,
+    /// Bytes needed behind each node.
+    pub(super) load: Vec<u64>,
+    way_cost: Vec<u64>,
+    /// Scratch of [`Shares::deltas`]: bytes times cost saved at each node, and at single hosts.
+    saved: Vec<u64>,
+    saved_more: Vec<(usize, u64)>,
+}
+
+impl<'a> Shares<'a> {
+    pub(super) fn new(problem: &'a Problem, sharing: &'a Sharing) -> Self {
+        let nodes = problem.nodes.len();
+        let counts = |signature: &Signature| {
+            if signature.vms.len() * SPARSE_PART < nodes {
+                Counts::Sparse(Vec::new())
+            } else {
+                Counts::Dense(vec![0; nodes])
+            }
+        };
+        let way_cost: Vec<u64> = (0..problem.hosts.len()).map(|host| problem.way_cost(host)).collect();
+        let way_cost_min = way_cost.iter().copied().min().unwrap_or(0);
+        let own_least: Vec<u64> =
+            problem.vms.iter().map(|item| item.hosts_min() as u64 * way_cost_min).collect();
+        let own: u64 = sharing.own.iter().zip(&own_least).map(|(own, least)| own * least).sum();
+        Self {
+            problem,
+            sharing,
+            counts: sharing.signatures.iter().map(counts).collect(),
+            units: vec![0; sharing.signatures.len()],
+            own_units: vec![0; problem.vms.len()],
+            own_least,
+            cost: sharing.signatures.iter().map(|s| s.bytes * s.least).sum::<u64>() + own,
+            load: vec![0; nodes],
+            way_cost,
+            saved: vec![0; nodes],
+            saved_more: Vec::new(),
+        }
+    }
+
+    /// The weights.
+    pub(super) fn sharing(&self) -> &'a Sharing {
+        self.sharing
+    }
+
+    /// What links carry, times their costs; of a partial placement, at least.
     pub(super) fn cost(&self) -> u64 {
         self.cost
     }
 
-    /// Bytes of `vm`'s shared contents that `host` needs for other VMs.
-    pub(super) fn shared(&self, vm: usize, host: usize, vm_is_there: bool) -> u64 {
-        let counts = self.row(host);
-        let others = |&&signature: &&usize| counts[signature] > u16::from(vm_is_there);
-        self.sharing.of_vm[vm].iter().filter(others).map(|&signature| self.sharing.bytes[signature]).sum()
-    }
-
-    pub(super) fn add(&mut self, vm: usize, host: usize) {
-        let base = host * self.sharing.bytes.len();
-        for &signature in &self.sharing.of_vm[vm] {
-            if self.count[base + signature] == 0 {
-                if self.hosts_with[signature] >= self.sharing.least[signature] {
-                    self.cost += self.sharing.bytes[signature];
-                }
-                self.hosts_with[signature] += 1;
+    /// `is_first`: no copy of the VM is on the host yet.
+    pub(super) fn add(&mut self, vm: usize, host: usize, is_first: bool) {
+        if !is_first {
+            return;
+        }
+        let (problem, sharing) = (self.problem, self.sharing);
+        let own = sharing.own[vm];
+        problem.way(host).for_each(|node| self.load[node] += own);
+        let least = self.own_least[vm];
+        let before = self.own_units[vm];
+        self.own_units[vm] += self.way_cost[host];
+        self.cost += own * (self.own_units[vm].max(least) - before.max(least));
+        for &number in &sharing.of_vm[vm] {
+            let number = number as usize;
+            let signature = &sharing.signatures[number];
+            if signature.resident.contains(host_index(host)) {
+                continue;
             }
-            self.count[base + signature] += 1;
+            let before = self.units[number];
+            let mut units = before;
+            for node in problem.way(host) {
+                if self.counts[number].add(node) > 0 {
+                    break;
+                }
+                units += problem.nodes[node].cost;
+                self.load[node] += signature.bytes;
+            }
+            self.units[number] = units;
+            self.cost += signature.bytes * (units.max(signature.least) - before.max(signature.least));
         }
     }
 
-    pub(super) fn remove(&mut self, vm: usize, host: usize) {
-        let base = host * self.sharing.bytes.len();
-        for &signature in &self.sharing.of_vm[vm] {
-            self.count[base + signature] -= 1;
-            if self.count[base + signature] == 0 {
-                self.hosts_with[signature] -= 1;
-                if self.hosts_with[signature] >= self.sharing.least[signature] {
-                    self.cost -= self.sharing.bytes[signature];
-                }
+    /// `is_last`: no other copy of the VM stays on the host.
+    pub(super) fn remove(&mut self, vm: usize, host: usize, is_last: bool) {
+        if !is_last {
+            return;
+        }
+        let (problem, sharing) = (self.problem, self.sharing);
+        let own = sharing.own[vm];
+        problem.way(host).for_each(|node| self.load[node] -= own);
+        let least = self.own_least[vm];
+        let before = self.own_units[vm];
+        self.own_units[vm] -= self.way_cost[host];
+        self.cost -= own * (before.max(least) - self.own_units[vm].max(least));
+        for &number in &sharing.of_vm[vm] {
+            let number = number as usize;
+            let signature = &sharing.signatures[number];
+            if signature.resident.contains(host_index(host)) {
+                continue;
             }
+            let before = self.units[number];
+            let mut units = before;
+            for node in problem.way(host) {
+                if self.counts[number].remove(node) > 0 {
+                    break;
+                }
+                units -= problem.nodes[node].cost;
+                self.load[node] -= signature.bytes;
+            }
+            self.units[number] = units;
+            self.cost -= signature.bytes * (before.max(signature.least) - units.max(signature.least));
         }
     }
 
-    fn row(&self, host: usize) -> &[u16] {
-        &self.count[host * self.sharing.bytes.len()..][..self.sharing.bytes.len()]
+    /// What it adds to the cost to send a host a VM that it does not have, beyond what it is sent.
+    pub(super) fn delta(&self, vm: usize, host: usize) -> u64 {
+        let problem = self.problem;
+        let mut sum = self.sharing.own[vm] * self.way_cost[host];
+        for &number in &self.sharing.of_vm[vm] {
+            let signature = &self.sharing.signatures[number as usize];
+            if signature.resident.contains(host_index(host)) {
+                continue;
+            }
+            let counts = &self.counts[number as usize];
+            let missing = problem.way(host).take_while(|&node| counts.get(node) == 0);
+            sum += signature.bytes * missing.map(|node| problem.nodes[node].cost).sum::<u64>();
+        }
+        sum
+    }
+
+    /// [`Shares::delta`] for every host at once, into `deltas`.
+    pub(super) fn deltas(&mut self, vm: usize, deltas: &mut Vec<u64>) {
+        let problem = self.problem;
+        self.saved.fill(0);
+        self.saved_more.clear();
+        for &number in &self.sharing.of_vm[vm] {
+            let signature = &self.sharing.signatures[number as usize];
+            let counts = &self.counts[number as usize];
+            let saved = &mut self.saved;
+            counts.each(|node| saved[node] += signature.bytes * problem.nodes[node].cost);
+            for host in signature.resident.iter().map(usize::from) {
+                let missing = problem.way(host).take_while(|&node| counts.get(node) == 0);
+                let more = signature.bytes * missing.map(|node| problem.nodes[node].cost).sum::<u64>();
+                self.saved_more.push((host, more));
+            }
+        }
+        let all = self.sharing.all[vm];
+        deltas.clear();
+        deltas.extend((0..problem.hosts.len()).map(|host| {
+            all * self.way_cost[host] - problem.way(host).map(|node| self.saved[node]).sum::<u64>()
+        }));
+        for &(host, more) in &self.saved_more {
+            deltas[host] -= more;
+        }
     }
 }

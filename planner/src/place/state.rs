@@ -4,14 +4,18 @@ use super::problem::{Load, Problem};
 use super::shares::{Shares, Sharing};
 use crate::HostSet;
 use crate::host_set::host_index;
+use crate::inventory::Apart;
+
+/// The hosts of each VM's copies, ascending; one entry a copy.
+pub(super) type Placed = Vec<Vec<u16>>;
 
 pub(super) struct State<'a> {
     pub(super) problem: &'a Problem,
     /// Room left on each host.
     pub(super) free: Vec<Load>,
-    /// Number of VMs on each host.
-    pub(super) count: Vec<usize>,
-    pub(super) hosts_of_vm: Vec<HostSet>,
+    /// VMs on each host, one entry a copy, in no order.
+    pub(super) on: Vec<Vec<u16>>,
+    pub(super) placed: Placed,
     pub(super) shares: Option<Shares<'a>>,
 }
 
@@ -20,46 +24,90 @@ impl<'a> State<'a> {
         Self {
             problem,
             free: problem.hosts.clone(),
-            count: vec![0; problem.hosts.len()],
-            hosts_of_vm: vec![HostSet::new(); problem.vms.len()],
-            shares: sharing.map(Shares::new),
+            on: vec![Vec::new(); problem.hosts.len()],
+            placed: vec![Vec::new(); problem.vms.len()],
+            shares: sharing.map(|sharing| Shares::new(problem, sharing)),
         }
+    }
+
+    /// A whole placement.
+    pub(super) fn of(problem: &'a Problem, sharing: &'a Sharing, placed: &Placed) -> Self {
+        let mut state = Self::new(problem, Some(sharing));
+        for (vm, hosts) in placed.iter().enumerate() {
+            hosts.iter().for_each(|&host| state.put(vm, host.into()));
+        }
+        state
     }
 
     pub(super) fn put(&mut self, vm: usize, host: usize) {
         self.free[host] = self.free[host].minus(self.problem.vms[vm].load);
-        self.count[host] += 1;
-        self.hosts_of_vm[vm].insert(host_index(host));
+        self.on[host].push(host_index(vm));
+        let hosts = &mut self.placed[vm];
+        let slot = hosts.partition_point(|&h| usize::from(h) < host);
+        let is_first = hosts.get(slot).is_none_or(|&h| usize::from(h) != host);
+        hosts.insert(slot, host_index(host));
         if let Some(shares) = &mut self.shares {
-            shares.add(vm, host);
+            shares.add(vm, host, is_first);
         }
     }
 
     pub(super) fn take(&mut self, vm: usize, host: usize) {
         self.free[host] = self.free[host].plus(self.problem.vms[vm].load);
-        self.count[host] -= 1;
-        self.hosts_of_vm[vm].remove(host_index(host));
+        let slot = self.on[host].iter().rposition(|&v| usize::from(v) == vm).expect("it is there");
+        self.on[host].swap_remove(slot);
+        let hosts = &mut self.placed[vm];
+        let slot = hosts.partition_point(|&h| usize::from(h) < host);
+        hosts.remove(slot);
+        let is_last = hosts.get(slot).is_none_or(|&h| usize::from(h) != host);
         if let Some(shares) = &mut self.shares {
-            shares.remove(vm, host);
+            shares.remove(vm, host, is_last);
         }
     }
 
     pub(super) fn has(&self, vm: usize, host: usize) -> bool {
-        self.hosts_of_vm[vm].contains(host_index(host))
+        self.placed[vm].binary_search(&host_index(host)).is_ok()
     }
 
     /// Whether all copies of a VM are placed.
     pub(super) fn is_complete(&self, vm: usize) -> bool {
-        self.hosts_of_vm[vm].len() == self.problem.vms[vm].copies
+        self.placed[vm].len() == self.problem.vms[vm].copies
     }
 
-    /// Whether a VM has room on a host, is not kept from it by a pin or another VM there, and is not there yet.
+    /// Whether a VM has room on a host, and is not kept from it by a pin, another VM or its own copies.
     pub(super) fn admits(&self, vm: usize, host: usize) -> bool {
+        self.problem.vms[vm].load.fits(self.free[host]) && self.tolerates(vm, host)
+    }
+
+    /// The same, room aside.
+    pub(super) fn tolerates(&self, vm: usize, host: usize) -> bool {
         let item = &self.problem.vms[vm];
-        item.load.fits(self.free[host])
-            && !self.has(vm, host)
-            && item.pins.as_ref().is_none_or(|pins| pins.contains(host_index(host)))
-            && !item.apart.iter().any(|&other| self.has(other, host))
+        item.pins.as_ref().is_none_or(|pins| pins.contains(host_index(host)))
+            && self.may_have_more(vm, host)
+            && !item.apart.iter().any(|&(other, scope)| self.shares_zone(other, scope, host))
+    }
+
+    /// Whether the VM's own copies let another one go to a host.
+    fn may_have_more(&self, vm: usize, host: usize) -> bool {
+        let item = &self.problem.vms[vm];
+        let hosts = &self.placed[vm];
+        if hosts.is_empty() {
+            return true;
+        }
+        let first = hosts.partition_point(|&h| usize::from(h) < host);
+        let here = hosts[first..].iter().take_while(|&&h| usize::from(h) == host).count();
+        let most = if item.pins.is_some() { 1 } else { item.per_host };
+        here < most && (item.spread == Apart::Host || here > 0 || !self.shares_zone(vm, item.spread, host))
+    }
+
+    /// Whether a VM is in the same zone as a host.
+    fn shares_zone(&self, vm: usize, scope: Apart, host: usize) -> bool {
+        match scope {
+            Apart::Host => self.has(vm, host),
+            Apart::Rack | Apart::Domain => {
+                let zone = self.problem.zone(scope, host);
+                self.placed[vm].iter().any(|&h| self.problem.zone(scope, h.into()) == zone)
+            }
+        }
     }
 
     /// Whether every VM that a VM is to be with is on a host.
@@ -67,8 +115,26 @@ impl<'a> State<'a> {
         self.problem.vms[vm].with.iter().all(|&other| self.has(other, host))
     }
 
-    /// Bytes of a VM's shared contents that a host needs for other VMs; 0 if nothing is known.
-    pub(super) fn shared(&self, vm: usize, host: usize) -> u64 {
-        self.shares.as_ref().map_or(0, |shares| shares.shared(vm, host, self.has(vm, host)))
+    /// Whether a VM that is not on a host (any more) is missed by none there.
+    pub(super) fn is_not_missed(&self, vm: usize, host: usize) -> bool {
+        self.has(vm, host) || !self.problem.vms[vm].wanted_by.iter().any(|&other| self.has(other, host))
     }
+
+    /// What it costs to send a VM to a host; 0 if nothing is known.
+    pub(super) fn delta(&self, vm: usize, host: usize) -> u64 {
+        if self.has(vm, host) {
+            return 0;
+        }
+        self.shares.as_ref().map_or(0, |shares| shares.delta(vm, host))
+    }
+
+    /// What the placement costs, at least if it is partial.
+    pub(super) fn cost(&self) -> u64 {
+        self.shares.as_ref().map_or(0, Shares::cost)
+    }
+}
+
+/// The hosts of each VM, whatever the number of copies.
+pub(super) fn host_sets(placed: &Placed) -> Vec<HostSet> {
+    placed.iter().map(|hosts| hosts.iter().copied().collect()).collect()
 }

@@ -4,7 +4,8 @@ use super::super::problem::{Load, Problem};
 use super::super::search::{Outcome, search};
 use super::{Change, Resource};
 use crate::HostSet;
-use crate::inventory::Inventory;
+use crate::inventory::{Apart, Inventory};
+use std::collections::BTreeSet;
 
 /// Steps of one search, and of all together.
 const STEPS_EACH: u64 = 20_000;
@@ -49,7 +50,13 @@ impl<'a> Trial<'a> {
         if self.helps(unlimited(Resource::Vcpus)) {
             kinds.push("the vCPU limits");
         }
-        if self.helps(|p| p.vms.iter_mut().for_each(|vm| vm.apart.clear())) {
+        let no_apart = |p: &mut Problem| {
+            for vm in &mut p.vms {
+                vm.apart.clear();
+                vm.spread = Apart::Host;
+            }
+        };
+        if self.helps(no_apart) {
             kinds.push("anti-affinity");
         }
         let no_affinity = |p: &mut Problem| {
@@ -98,10 +105,10 @@ impl<'a> Trial<'a> {
 
     pub(super) fn drop_pair(&mut self) -> Option<Change> {
         for vm in 0..self.problem.vms.len() {
-            for other in self.problem.vms[vm].apart.clone() {
+            for other in self.problem.vms[vm].apart.iter().map(|&(other, _)| other).collect::<BTreeSet<_>>() {
                 let drop = |p: &mut Problem| {
-                    p.vms[vm].apart.retain(|&o| o != other);
-                    p.vms[other].apart.retain(|&o| o != vm);
+                    p.vms[vm].apart.retain(|&(o, _)| o != other);
+                    p.vms[other].apart.retain(|&(o, _)| o != vm);
                 };
                 if vm < other && self.may_try() && self.helps(drop) {
                     return Some(Change::DropAntiAffinity { vm: self.vm(vm), other: self.vm(other) });
@@ -134,10 +141,11 @@ impl<'a> Trial<'a> {
         let hosts = self.problem.hosts.len();
         let copied =
             self.problem.vms.iter().enumerate().filter(|(_, item)| item.copies > 1 && item.pins.is_none());
-        // No VM can have more copies than there are hosts.
         let mut fewer: Vec<(usize, usize, usize)> = copied
             .flat_map(|(vm, item)| {
-                (1..=hosts.min(item.copies - 1)).map(move |left| (item.copies - left, vm, left))
+                // No VM can have more copies than hosts take.
+                (1..=hosts.saturating_mul(item.per_host).min(item.copies - 1))
+                    .map(move |left| (item.copies - left, vm, left))
             })
             .collect();
         fewer.sort_unstable();
@@ -147,10 +155,34 @@ impl<'a> Trial<'a> {
         Some(Change::FewerCopies { vm: self.vm(vm), copies })
     }
 
+    /// Clones that are to be apart by rack or domain, by host only; or more of them on one host.
+    pub(super) fn loosen_clones(&mut self) -> Vec<Change> {
+        let mut found = Vec::new();
+        for vm in 0..self.problem.vms.len() {
+            let item = &self.problem.vms[vm];
+            if item.copies < 2 || item.pins.is_some() {
+                continue;
+            }
+            if item.spread != Apart::Host && self.may_try() && self.helps(|p| p.vms[vm].spread = Apart::Host)
+            {
+                found.push(Change::ApartByHost { vm: self.vm(vm) });
+            } else if item.spread == Apart::Host {
+                let (per_host, copies) = (item.per_host, item.copies);
+                let more = (per_host + 1..=copies.min(per_host + 8))
+                    .find(|&more| self.may_try() && self.helps(|p| p.vms[vm].per_host = more));
+                found.extend(more.map(|clones| Change::MorePerHost { vm: self.vm(vm), clones }));
+            }
+            if !found.is_empty() {
+                break;
+            }
+        }
+        found
+    }
+
     pub(super) fn add_host(&mut self) -> Option<Change> {
         let largest = *self.problem.hosts.iter().max()?;
         let is_possible = self.problem.hosts.len() < usize::from(u16::MAX);
-        (is_possible && self.helps(|p| p.hosts.push(largest)))
+        (is_possible && self.helps(|p| p.add_host(largest)))
             .then_some(Change::AddHost { memory_mib: largest.memory, vcpus: largest.vcpus })
     }
 
@@ -172,7 +204,7 @@ impl Problem {
         for item in &mut self.vms {
             item.with.retain(|&other| other != vm);
             item.wanted_by.retain(|&other| other != vm);
-            item.apart.retain(|&other| other != vm);
+            item.apart.retain(|&(other, _)| other != vm);
         }
         let item = &mut self.vms[vm];
         item.load = Load::default();
