@@ -288,7 +288,11 @@ fn fill(arg: &str, identity: &Identity, dir: &Path) -> Result<String, QemuError>
                 return Err(QemuError::refused(format!("{other} in argument {arg} is not known: {known}")));
             }
         };
-        out.push_str(&comma(&value));
+        if value.contains(',') {
+            let why = "which separates QEMU's options";
+            return Err(QemuError::refused(format!("{value}, for argument {arg}, has a comma, {why}")));
+        }
+        out.push_str(&value);
         rest = &rest[end + 1..];
     }
     out.push_str(rest);

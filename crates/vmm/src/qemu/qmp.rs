@@ -103,7 +103,11 @@ impl Qmp {
             return Err(qmp.protocol(&greeting));
         };
         qmp.version = format!("{major}.{minor}.{micro}");
-        qmp.execute("qmp_capabilities", Value::Null)?;
+        let oob = greeting["QMP"]["capabilities"]
+            .as_array()
+            .is_some_and(|list| list.iter().any(|name| name == "oob"));
+        let enable = if oob { json!({"enable": ["oob"]}) } else { Value::Null };
+        qmp.execute("qmp_capabilities", enable)?;
         Ok(qmp)
     }
 
@@ -125,10 +129,24 @@ impl Qmp {
     ///
     /// [`QmpError`].
     pub fn execute(&mut self, command: &str, arguments: Value) -> Result<Value, QmpError> {
+        self.run("execute", command, arguments)
+    }
+
+    /// Executes a command out of band: QEMU answers even while its main loop is held up, as by a device that waits for a
+    /// page in post-copy. Few commands can be run so; `migrate-recover` is one.
+    ///
+    /// # Errors
+    ///
+    /// [`QmpError`].
+    pub fn execute_out_of_band(&mut self, command: &str, arguments: Value) -> Result<Value, QmpError> {
+        self.run("exec-oob", command, arguments)
+    }
+
+    fn run(&mut self, how: &str, command: &str, arguments: Value) -> Result<Value, QmpError> {
         self.next_id += 1;
         let id = self.next_id;
         let mut line = Map::new();
-        line.insert("execute".into(), command.into());
+        line.insert(how.into(), command.into());
         line.insert("id".into(), id.into());
         if !arguments.is_null() {
             line.insert("arguments".into(), arguments);
@@ -140,6 +158,8 @@ impl Qmp {
             let mut answer = self.line(deadline)?;
             if answer["event"].is_string() {
                 self.keep(&answer);
+            } else if answer["id"].as_u64().is_some_and(|other| other < id) {
+                // The answer to a command that was given up.
             } else if answer["id"] == id && answer.get("return").is_some() {
                 return Ok(answer["return"].take());
             } else if let Some(reason) = answer["error"]["desc"].as_str() {

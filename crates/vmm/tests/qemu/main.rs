@@ -7,4 +7,5 @@
 
 mod capture;
 mod emit;
+mod launch;
 mod support;

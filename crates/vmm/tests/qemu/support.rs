@@ -2,9 +2,11 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use vmm::LazyImage;
 use vmm::lazy::Origin;
+use vmm::qemu::emit::{TemplateVm, template_backend};
 use vmm::qemu::{Captured, DeviceState, Identity, Launch, Vm};
 
 /// A guest boots in 3 to 6 s here; a loaded machine may take ten times as long.
@@ -25,8 +27,11 @@ fn guest() -> Result<(PathBuf, PathBuf), String> {
     version.map(|_| files).map_err(|error| format!("qemu-system-x86_64: {error}"))
 }
 
+/// Nothing more than the machine.
+pub(crate) const NONE: &[&str] = &[];
+
 /// A guest's machine. `None`: the test cannot run here, which was printed.
-pub(crate) fn machine(mib: u32, more: &[&str]) -> Option<Launch> {
+pub(crate) fn machine<S: AsRef<str>>(mib: u32, more: &[S]) -> Option<Launch> {
     let (kernel, initrd) = match guest() {
         Ok(files) => files,
         Err(why) => {
@@ -60,7 +65,7 @@ pub(crate) fn machine(mib: u32, more: &[&str]) -> Option<Launch> {
     ]
     .map(str::to_owned)
     .to_vec();
-    args.extend(more.iter().map(|arg| (*arg).to_owned()));
+    args.extend(more.iter().map(|arg| arg.as_ref().to_owned()));
     Some(Launch { program: "qemu-system-x86_64".into(), args })
 }
 
@@ -149,4 +154,68 @@ pub(crate) fn fill(image: &LazyImage, captured: &Captured, pages: std::ops::Rang
 /// The state as it arrives at a receiver.
 pub(crate) fn sent(state: &DeviceState) -> Arc<DeviceState> {
     Arc::new(DeviceState::decode(&state.encode()).unwrap())
+}
+
+/// Arguments for RAM in a shared file.
+pub(crate) fn shared_memory(path: &Path, mib: u32) -> [String; 4] {
+    [
+        "-object".into(),
+        format!("memory-backend-file,id=pc.ram,size={mib}M,mem-path={},share=on", path.display()),
+        "-machine".into(),
+        "memory-backend=pc.ram".into(),
+    ]
+}
+
+/// The machine of clones over a captured image.
+pub(crate) fn template_machine(captured: &Captured) -> Launch {
+    let block = TemplateVm::main_block(&captured.state);
+    let object = template_backend(&captured.image, block);
+    let more = ["-object", &object, "-machine", &format!("memory-backend={}", block.id)];
+    machine(128, &more).unwrap()
+}
+
+/// Pages of a file's mapping that a process has changed.
+pub(crate) fn private_dirty_mib(pid: u32, file: &Path) -> u64 {
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
+    let mut within = false;
+    let mut kib = 0;
+    for line in maps.lines() {
+        if let Some(value) = line.strip_prefix("Private_Dirty:") {
+            let value: u64 = value.trim().trim_end_matches(" kB").parse().unwrap();
+            kib += if within { value } else { 0 };
+        } else if line.contains('-') && !line.contains(": ") {
+            within = line.ends_with(&*file.to_string_lossy());
+        }
+    }
+    kib / 1024
+}
+
+/// Waits until QEMU says that it has everything.
+pub(crate) fn settled(vm: &mut Vm) {
+    vmm::qemu::emit::await_status(&mut vm.qmp, &["completed"], TICK_WITHIN).unwrap();
+}
+
+/// Brings an image what it lacks, as a network would: what is asked for first, the rest in an order of its own.
+pub(crate) fn feed(image: &Arc<LazyImage>, captured: &Captured) -> JoinHandle<()> {
+    let (image, captured) = (Arc::clone(image), captured.clone());
+    std::thread::spawn(move || {
+        let count = image.page_count();
+        // A step that has no divisor in common with the count visits every page.
+        let step = (count / 2..).find(|step| gcd(*step, count) == 1).unwrap();
+        let mut page = 0;
+        for turn in 0..count {
+            while let Some(wanted) = image.next_demand() {
+                fill(&image, &captured, wanted..wanted + 1);
+            }
+            fill(&image, &captured, page..page + 1);
+            page = (page + step) % count;
+            if turn % 64 == 0 {
+                std::thread::sleep(Duration::from_millis(4));
+            }
+        }
+    })
+}
+
+fn gcd(a: u32, b: u32) -> u32 {
+    if b == 0 { a } else { gcd(b, a % b) }
 }

@@ -13,6 +13,7 @@ use super::shared::{self, BackingFile};
 use super::{CaptureFigures, CaptureOptions, settings};
 use crate::image::ImageFormat;
 use serde_json::json;
+use std::fs::File;
 use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -30,12 +31,13 @@ pub(super) type Taken = (DeviceState, ImageFormat, CaptureFigures);
 pub(super) fn take(
     qmp: &mut Qmp,
     options: &CaptureOptions<'_>,
+    image: File,
     fingerprint: &Fingerprint,
     shared: &[BackingFile],
 ) -> Result<Taken, QemuError> {
     let wanted: &[&str] = if shared.is_empty() { &[] } else { &["x-ignore-shared"] };
     settings::prepare(qmp, wanted)?;
-    let mut sink = Sink::new(RamFile::create(options.image)?, fingerprint);
+    let mut sink = Sink::new(RamFile::new(image, options.image), fingerprint);
     let (ours, theirs) = UnixStream::pair().map_err(QemuError::io("make a socket for", options.image))?;
     ours.set_read_timeout(Some(POLL)).map_err(QemuError::io("set up a socket for", options.image))?;
     qmp.send_fd("scatter", &theirs)?;

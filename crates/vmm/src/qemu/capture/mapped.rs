@@ -22,18 +22,20 @@ const FDSET: u64 = 0x5ca7;
 pub(super) fn take(
     qmp: &mut Qmp,
     options: &CaptureOptions<'_>,
+    file: &File,
     fingerprint: &Fingerprint,
 ) -> Result<Taken, QemuError> {
     settings::prepare(qmp, &["mapped-ram"])?;
-    let file = File::options().read(true).write(true).create_new(true).open(options.image);
-    let file = file.map_err(QemuError::io("make", options.image))?;
-    qmp.with_fd(&file, "add-fd", json!({"fdset-id": FDSET}))?;
+    // QEMU takes a descriptor of a set only for the kind of access it wants.
+    let writing = File::options().write(true).open(options.image);
+    let writing = writing.map_err(QemuError::io("open", options.image))?;
+    qmp.with_fd(&writing, "add-fd", json!({"fdset-id": FDSET}))?;
     let outcome = run(qmp, options);
     // Whatever came of it: QEMU keeps no descriptor of ours.
     let removed = qmp.execute("remove-fd", json!({"fdset-id": FDSET}));
     outcome?;
     removed?;
-    read(&file, options.image, fingerprint)
+    read(file, options.image, fingerprint)
 }
 
 fn run(qmp: &mut Qmp, options: &CaptureOptions<'_>) -> Result<(), QemuError> {
@@ -77,9 +79,9 @@ fn read(file: &File, path: &Path, fingerprint: &Fingerprint) -> Result<Taken, Qe
     RamWriter::new(section, &packed).start(&mut stream, &BlockPlan::default(), false);
     let tail_offset = usize::try_from(layout.tail_offset).expect("within the mapping");
     stream.extend_from_slice(&map[tail_offset..]);
-    let scratch = path.with_extension("scatter-tail");
-    let mut sink = Sink::new(RamFile::create(&scratch)?, fingerprint);
-    std::fs::remove_file(&scratch).map_err(QemuError::io("remove", &scratch))?;
+    // It has no pages, so what takes them stays empty.
+    let scratch = tempfile::tempfile().map_err(QemuError::io("make a scratch file for", path))?;
+    let mut sink = Sink::new(RamFile::new(scratch, path), fingerprint);
     let mut parser = Parser::new(BlockPlan::default());
     let used = parser.feed(&stream, |event| sink.event(event))?;
     if !parser.in_tail() || used != stream.len() {

@@ -21,6 +21,7 @@ use super::state::{DeviceState, Fingerprint};
 use crate::image::ImageFormat;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
@@ -133,13 +134,15 @@ pub fn capture(qmp: &mut Qmp, mut options: CaptureOptions<'_>) -> Result<Capture
         None => choose(&options, ran, &fingerprint, &shared),
     };
     let saved = settings::Settings::of(qmp)?;
+    let file = File::options().read(true).write(true).create_new(true).open(options.image);
+    let file = file.map_err(QemuError::io("make", options.image))?;
     let taken = match way {
-        Way::LiveStream => live::take(qmp, &options, &fingerprint, &[]),
+        Way::LiveStream => live::take(qmp, &options, file, &fingerprint, &[]),
         Way::SharedRam if shared.is_empty() => Err(QemuError::refused(
             "no RAM in a shared file (memory-backend-file,share=on), which way shared-ram needs",
         )),
-        Way::SharedRam => live::take(qmp, &options, &fingerprint, &shared),
-        Way::MappedRam => mapped::take(qmp, &options, &fingerprint),
+        Way::SharedRam => live::take(qmp, &options, file, &fingerprint, &shared),
+        Way::MappedRam => mapped::take(qmp, &options, &file, &fingerprint),
     };
     // The source is stopped now if all went well.
     let outcome = taken.and_then(|taken| {

@@ -25,15 +25,10 @@ pub struct RamFile {
 }
 
 impl RamFile {
-    /// Makes the file, which must not be there.
-    ///
-    /// # Errors
-    ///
-    /// [`QemuError::Io`].
-    pub fn create(path: &Path) -> Result<Self, QemuError> {
-        let file = File::options().read(true).write(true).create_new(true).open(path);
-        let file = file.map_err(QemuError::io("make", path))?;
-        Ok(Self { file, path: path.to_owned(), written: Bitmap::new(0), run: Vec::new(), run_first: 0 })
+    /// Over an empty file, whose path is for errors.
+    #[must_use]
+    pub fn new(file: File, path: &Path) -> Self {
+        Self { file, path: path.to_owned(), written: Bitmap::new(0), run: Vec::new(), run_first: 0 }
     }
 
     /// Gives it the length of these blocks.

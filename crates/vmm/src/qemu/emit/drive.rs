@@ -24,11 +24,13 @@ const POLL_MS: u16 = 50;
 /// Most bytes of answers that are held: a bitmap and what is around it.
 const INPUT_BYTES_MAX: usize = 33 << 20;
 
+/// What the ping says that follows the devices, as in QEMU's own streams.
+pub(super) const PING_LOADED: u32 = 3;
+
 /// What QEMU has said that scripts wait for.
 #[derive(Default)]
 pub(super) struct Heard {
     pub(super) shut: Option<u32>,
-    pub(super) pongs: Vec<u32>,
     pub(super) resume_ack: Option<u32>,
     /// Blocks whose bitmap came.
     pub(super) bitmaps: usize,
@@ -96,7 +98,7 @@ impl Driver {
         self.news.image()
     }
 
-    /// The VM was told to run.
+    /// QEMU has all of the device state, and goes on to run the VM.
     pub(super) fn started(&mut self) {
         self.started_after = self.start.elapsed();
         self.progress.started.store(true, Relaxed);
@@ -274,7 +276,9 @@ impl Driver {
     fn message(&mut self, message: ReturnMessage) -> Result<(), QemuError> {
         match message {
             ReturnMessage::Shut(value) => self.heard.shut = Some(value),
-            ReturnMessage::Pong(value) => self.heard.pongs.push(value),
+            // It stands in the package behind the devices: they are loaded, and RUN is next.
+            ReturnMessage::Pong(PING_LOADED) => self.started(),
+            ReturnMessage::Pong(_) => {}
             ReturnMessage::ResumeAck(value) => self.heard.resume_ack = Some(value),
             ReturnMessage::SwitchoverAck => {}
             ReturnMessage::ReceivedBitmap(block) => {

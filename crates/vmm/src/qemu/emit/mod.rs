@@ -61,6 +61,9 @@ impl EmitOptions {
     }
 }
 
+/// How long a QEMU may take to notice that its link is gone.
+const PAUSED_WITHIN: Duration = Duration::from_secs(10);
+
 /// What an emitter did.
 #[derive(Clone, Default, PartialEq, Debug, Serialize, Deserialize)]
 pub struct EmitReport {
@@ -76,7 +79,7 @@ pub struct EmitReport {
     pub fault_p50: Duration,
     /// The same, 99 of 100.
     pub fault_p99: Duration,
-    /// From the first byte until QEMU had all of the device state and was told to run (pre-copy: until the last byte).
+    /// From the first byte until QEMU had loaded the device state and went on to run (pre-copy: until the last byte).
     pub started_after: Duration,
     /// From the first byte until QEMU said that it has everything.
     pub complete_after: Duration,
@@ -89,7 +92,8 @@ pub struct EmitProgress {
     pub sent: AtomicU64,
     /// Pages that the guest asked for.
     pub requests: AtomicU64,
-    /// The VM was told to run.
+    /// QEMU has the device state and runs the VM. A link that breaks before fails QEMU's incoming migration, so that it
+    /// ends; one that breaks afterwards can be recovered.
     pub started: AtomicBool,
     stop: AtomicBool,
 }
@@ -143,17 +147,31 @@ impl Emitter {
     ///
     /// # Errors
     ///
-    /// [`QemuError::Migration`] if it is in another state; otherwise as [`start`](Self::start).
+    /// [`QemuError::Qmp`] with QEMU's reason if it does not come to that; otherwise as [`start`](Self::start).
     pub fn recover(
         qmp: &mut Qmp,
         image: Arc<LazyImage>,
         state: Arc<DeviceState>,
         options: EmitOptions,
     ) -> Result<Self, QemuError> {
-        await_status(qmp, &["postcopy-paused"], Duration::from_secs(10))?;
-        let (ours, theirs) = UnixStream::pair().map_err(QemuError::io("make a socket for", qmp.path()))?;
-        qmp.send_fd("scatter-again", &theirs)?;
-        qmp.execute("migrate-recover", json!({"uri": "fd:scatter-again"}))?;
+        // Out of band, and with a path: a device that waits for a page holds QEMU's main loop up, so that it can neither
+        // tell its state nor take a descriptor.
+        let dir = qmp.path().parent().unwrap_or(Path::new("/")).to_owned();
+        let dir = tempfile::Builder::new()
+            .prefix("recover-")
+            .tempdir_in(&dir)
+            .map_err(QemuError::io("use", dir))?;
+        let path = dir.path().join("s");
+        let uri = format!("unix:{}", path.display());
+        let deadline = Instant::now() + PAUSED_WITHIN;
+        while let Err(error) = qmp.execute_out_of_band("migrate-recover", json!({"uri": uri})) {
+            // It takes a moment to notice that its link is gone.
+            if !matches!(error, super::QmpError::Refused { .. }) || Instant::now() > deadline {
+                return Err(error.into());
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let ours = UnixStream::connect(&path).map_err(QemuError::io("connect to", &path))?;
         Self::run(ours, qmp.path(), move |driver| driver.recover(&state), image, options)
     }
 

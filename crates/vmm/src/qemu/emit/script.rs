@@ -5,15 +5,13 @@ use super::super::state::DeviceState;
 use super::super::stream::{
     BlockPlan, Command, PAGE_BYTES, PageRange, PostcopyPages, write_command, write_description, write_end,
 };
-use super::drive::Driver;
+use super::drive::{Driver, PING_LOADED};
 use super::pages::PageQueue;
 
 /// Ranges in one command.
 const RANGES_MAX: usize = 2000;
 /// Pages that are preloaded at once.
 const PRELOAD_STEP: u32 = 64;
-/// What a ping in the package says, as QEMU's own sources do.
-const PING_LOADED: u32 = 3;
 
 impl Driver {
     /// Everything before the VM starts.
@@ -49,7 +47,6 @@ impl Driver {
         }
         self.package(state);
         self.flush()?;
-        self.started();
         self.finish()
     }
 
