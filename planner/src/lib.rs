@@ -64,8 +64,8 @@ pub use plan::{Plan, PlanFileError};
 pub use pool::{Pool, PoolError};
 pub use predict::{LinkPrediction, Overhead, Prediction, predict};
 pub use schedule::{
-    Bounds, Channel, GroupLimits, Membership, Schedule, ScheduledGroup, ScheduledSegment, SegmentWeight,
-    schedule,
+    Bounds, Channel, CurvePoint, GroupLimits, Membership, ModeSchedule, Schedule, ScheduledGroup,
+    ScheduledSegment, SegmentWeight, best_mode, group_curve, groups_needed, schedule, schedule_by,
 };
 pub use signatures::{SignatureError, SignatureWeight, Signatures};
 

@@ -8,11 +8,11 @@ use crate::inventory::{Inventory, InventoryError};
 use crate::network::{Crossed, Link, Network};
 use crate::place::{PlaceError, Placement, place};
 use crate::plan::{
-    Alternative, ClassBytes, Group, LinkLoad, Mode, Origin, Plan, PlannedVm, Predicted, Segment, listed,
+    Alternative, ClassBytes, Group, LinkLoad, ModeCost, Origin, Plan, PlannedVm, Predicted, Segment, listed,
 };
 use crate::pool::{Pool, PoolError};
 use crate::predict::{LinkPrediction, Overhead, Prediction, predict, time};
-use crate::schedule::{Channel, GroupLimits, Schedule, SegmentWeight, schedule};
+use crate::schedule::{Channel, GroupLimits, Schedule, SegmentWeight, best_mode};
 use crate::signatures::{SignatureError, Signatures, Weight, weights};
 use crate::{FORMAT_VERSION, HostSet};
 
@@ -57,9 +57,11 @@ pub fn make_plan(
         seed,
         ..GroupLimits::new(&inventory.multicast, &pool, inventory.isolation, network.links()[0].rate_bps)
     };
-    let scheduled = schedule(&segments, &limits);
+    let mut ways = best_mode(&segments, &limits, &network);
+    let modes: Vec<ModeCost> = ways.iter().map(|way| way.cost.clone()).collect();
+    let scheduled = ways.swap_remove(0).schedule;
     let predicted = predict(&segments, &scheduled, &network, &Overhead::of(&inventory.multicast));
-    let made = Made { placement, segments, classes, resident, network, scheduled, predicted };
+    let made = Made { placement, segments, classes, resident, network, modes, scheduled, predicted };
     let plan = Plan {
         version: FORMAT_VERSION,
         name: inventory.name.clone(),
@@ -186,6 +188,8 @@ struct Made {
     classes: Vec<ClassBytes>,
     resident: Vec<HostSet>,
     network: Network,
+    /// The one chosen first.
+    modes: Vec<ModeCost>,
     scheduled: Schedule,
     predicted: Prediction,
 }
@@ -210,8 +214,8 @@ impl Made {
                 .iter()
                 .map(|(method, cost)| Alternative { method: method.to_string(), cost: *cost })
                 .collect(),
-            mode: Mode::ExactSets,
-            modes: Vec::new(),
+            mode: self.modes[0].mode,
+            modes: self.modes.clone(),
             joins: scheduled.joins,
             membership_changes: scheduled.changes,
             membership_changes_min: if scheduled.bounds.optimal {

@@ -5,6 +5,8 @@ mod channels;
 mod exact;
 mod local;
 mod memberships;
+mod merging;
+mod modes;
 mod order;
 
 use std::time::Duration;
@@ -16,6 +18,7 @@ use crate::inventory::{Isolation, Multicast};
 use crate::pool::Pool;
 
 pub use bounds::Bounds;
+pub use modes::{CurvePoint, ModeSchedule, best_mode, group_curve, groups_needed, schedule_by};
 
 /// A segment's host set and its bytes (payload, as encoded, without headers and repair).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -198,12 +201,20 @@ pub struct Schedule {
 /// 6,000; beyond it K log K and a weaker order), memory 2 K^2 bytes: `docs/planner.md` has figures.
 #[must_use]
 pub fn schedule(segments: &[SegmentWeight], limits: &GroupLimits) -> Schedule {
-    let assignment = channels::assign(segments, limits);
-    let nodes: Vec<&HostSet> = assignment.groups.iter().map(|group| &segments[group.own[0]].hosts).collect();
+    scheduled(segments, limits, &channels::assign(segments, limits))
+}
+
+/// A schedule of segments whose channels are known.
+fn scheduled(
+    segments: &[SegmentWeight],
+    limits: &GroupLimits,
+    assignment: &channels::Assignment,
+) -> Schedule {
+    let nodes: Vec<&HostSet> = assignment.groups.iter().map(|group| &group.hosts).collect();
     let weights: Vec<u64> =
         assignment.groups.iter().map(|group| group.own.iter().map(|&s| segments[s].bytes).sum()).collect();
     let found = order::order(&nodes, &weights, limits.seed);
-    let timeline = channels::timeline(segments, limits, &assignment, &found.tour);
+    let timeline = channels::timeline(segments, limits, assignment, &found.tour);
     let costs: Vec<u64> =
         timeline.iter().map(|placed| source_cost(&segments[placed.segment], placed.channel)).collect();
     let members: Vec<HostSet> = found.tour.iter().map(|&node| nodes[node].clone()).collect();

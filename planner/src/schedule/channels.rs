@@ -7,14 +7,18 @@ use crate::HostSet;
 use crate::inventory::Isolation;
 
 /// Segments of one group, as indexes of the segments given.
+#[derive(Clone)]
 pub(super) struct GroupSegments {
-    /// Those whose host set is the group, in the order given; at least one.
+    /// The group.
+    pub(super) hosts: HostSet,
+    /// Those that the group is for, in the order given; at least one.
     pub(super) own: Vec<usize>,
     /// Slivers for a part of the group.
     pub(super) riders: Vec<usize>,
 }
 
 /// Every segment's channel; groups not yet in order.
+#[derive(Clone)]
 pub(super) struct Assignment {
     pub(super) groups: Vec<GroupSegments>,
     pub(super) unicast: Vec<usize>,
@@ -148,7 +152,10 @@ impl<'a> Sharing<'a> {
     fn into_groups(self) -> Vec<GroupSegments> {
         let carriers = self.carriers.into_iter().zip(self.riders);
         let own = self.own.into_iter().map(|set| (set, Vec::new()));
-        carriers.chain(own).map(|(set, riders)| GroupSegments { own: set.segments, riders }).collect()
+        carriers
+            .chain(own)
+            .map(|(set, riders)| GroupSegments { hosts: set.hosts.clone(), own: set.segments, riders })
+            .collect()
     }
 }
 
@@ -170,7 +177,7 @@ pub(super) fn timeline(
     let by_unicast = |&(_, segment): &(u64, usize)| ScheduledSegment { segment, channel: Channel::Unicast };
     let mut order: Vec<ScheduledSegment> = unicast[..ahead].iter().map(by_unicast).collect();
     for (group, &node) in tour.iter().enumerate() {
-        let GroupSegments { own, riders } = &assignment.groups[node];
+        let GroupSegments { own, riders, .. } = &assignment.groups[node];
         let channel = Channel::Group(group);
         order.extend(own.iter().chain(riders).map(|&segment| ScheduledSegment { segment, channel }));
     }

@@ -3,7 +3,7 @@
 //! With one group address for all, the distance of successive sets is the number of hosts that join or leave between
 //! them (consecutive block minimisation, Garey and Johnson SR17; NP-hard).
 
-use super::bounds::{Bounds, spanning_tree};
+use super::bounds::{Bounds, HELD_KARP_MAX, held_karp_bound, spanning_tree};
 use super::exact::{SETS_MAX, held_karp};
 use super::local::Search;
 use crate::HostSet;
@@ -95,6 +95,10 @@ pub(super) fn order(sets: &[&HostSet], weights: &[u64], seed: u64) -> Order {
             bounds.optimal = true;
         } else {
             tour = searched(&distances, tour, &by_size, bounds.best(), seed);
+            let changes = cost(sets, &tour);
+            if sets.len() <= HELD_KARP_MAX && changes > bounds.best() {
+                bounds.held_karp = held_karp_bound(&distances, changes);
+            }
         }
     } else if let [only] = sets {
         bounds.spanning_tree = 2 * (only.len() as u64);
@@ -114,7 +118,7 @@ fn trivial_bounds(sets: &[&HostSet]) -> Bounds {
         all.union_with(set);
     }
     let sets_plus_one = if sets.is_empty() { 0 } else { sets.len() as u64 + 1 };
-    Bounds { sets_plus_one, twice_hosts: 2 * all.len() as u64, spanning_tree: 0, optimal: false }
+    Bounds { sets_plus_one, twice_hosts: 2 * all.len() as u64, ..Bounds::default() }
 }
 
 /// Joins and leaves of one address along `tour`.

@@ -1,6 +1,7 @@
 //! From the planner's schedule to the driver's: addresses for groups, a channel for each host that gets unicast.
 
 use pages::IdSet;
+use planner::plan::Mode;
 use planner::{Channel, GroupLimits, HostSet, Plan, Pool, SegmentWeight};
 use sender::driver::{Schedule, ScheduledChannel, ScheduledSegment};
 use std::collections::btree_map::Entry;
@@ -11,7 +12,9 @@ use std::net::IpAddr;
 /// address; others take addresses of the same pool.
 pub(super) fn schedule(plan: &Plan, pool: &Pool, segments: &[SegmentWeight], rate_bps: u64) -> Schedule {
     let limits = GroupLimits::new(&plan.multicast, pool, plan.isolation, rate_bps);
-    let planned = planner::schedule(segments, &limits);
+    // A plan without predictions, written by hand, leaves the way of using groups to the planner's first choice.
+    let mode = plan.predicted.as_ref().map_or(Mode::ExactSets, |predicted| predicted.mode);
+    let planned = planner::schedule_by(mode, segments, &limits);
     let addresses = addresses(plan, pool, &planned);
     convert(segments, &planned, &addresses)
 }
