@@ -3,14 +3,15 @@
 
 use net::control::{FrameReader, FrameWriter};
 use pages::PageSource;
-use pages::measure::{HostSummary, MeasureInput, Measured, Sampling, measure};
+use pages::block::Encoding;
+use pages::measure::{Candidate, HostSummary, MeasureInput, Measured, Sampling, measure};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use vmm::image::MappedImage;
 use wire::control::measure::{
-    Ask, HASHES_PART_MAX, PART_BYTES_MAX, SETS_PART_MAX, SETS_VMS_MAX, SetTold, Start, Tell, VmTold,
+    Ask, HASHES_PART_MAX, HashTold, PART_BYTES_MAX, SETS_PART_MAX, SETS_VMS_MAX, SetTold, Start, Tell, VmTold,
 };
 use wire::control::{Message, ToHost, ToSender, reason};
 use wire::limits::{NAME_BYTES_MAX, VMS_MAX};
@@ -32,7 +33,22 @@ pub(crate) struct Agent {
 /// What a measurement gives.
 struct Scan {
     names: Vec<String>,
+    images: Vec<MappedImage>,
+    encoding: Encoding,
     measured: Measured,
+}
+
+impl Scan {
+    /// Reads and encodes some contents.
+    fn summary(&self, candidates: Vec<bool>) -> Result<HostSummary, String> {
+        let summary = self.measured.summary(&sources(&self.images), self.encoding, candidates.into_iter());
+        self.images.iter().try_for_each(MappedImage::check_unchanged).map_err(|error| error.to_string())?;
+        Ok(summary)
+    }
+}
+
+fn sources(images: &[MappedImage]) -> Vec<&dyn PageSource> {
+    images.iter().map(|image| image as &dyn PageSource).collect()
 }
 
 impl Agent {
@@ -78,18 +94,10 @@ async fn converse(
     }
     let permit = agent.permit()?;
     let (dirs, threads) = (agent.dirs.clone(), agent.threads);
-    let mut scanning = tokio::task::spawn_blocking(move || {
-        let scanned = scan(&dirs, &start, threads);
-        (scanned, permit)
-    });
-    let (scanned, _permit) = loop {
-        tokio::select! {
-            done = &mut scanning => break done.map_err(|_| "measuring broke off; the log has why".to_owned())?,
-            () = tokio::time::sleep(BUSY_EVERY) => tell(writer, Tell::Busy).await?,
-        }
-    };
-    let Scan { names, measured } = scanned?;
-    let vms = names.into_iter().zip(measured.vms()).map(|(name, vm)| VmTold {
+    let (scanned, _permit) = busy(writer, move || (scan(&dirs, &start, threads), permit)).await?;
+    let scan = scanned?;
+    let measured = &scan.measured;
+    let vms = scan.names.iter().cloned().zip(measured.vms()).map(|(name, vm)| VmTold {
         name,
         pages: vm.pages,
         zero: vm.zero,
@@ -102,9 +110,24 @@ async fn converse(
     if !(8..=56).contains(&bits) {
         return Err(format!("fingerprints of {bits} bits: 8 to 56 are possible"));
     }
-    tell_fingerprints(writer, &measured, bits).await?;
+    tell_fingerprints(writer, measured, bits).await?;
     let candidates = candidates(reader, measured.content_count()).await?;
-    tell_summary(writer, &measured.summary(candidates.into_iter())).await
+    let summary = busy(writer, move || scan.summary(candidates)).await??;
+    tell_summary(writer, &summary).await
+}
+
+/// Reads on a thread of its own, and says meanwhile that it does.
+async fn busy<T: Send + 'static>(
+    writer: &mut FrameWriter,
+    read: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, String> {
+    let mut reading = tokio::task::spawn_blocking(read);
+    loop {
+        tokio::select! {
+            done = &mut reading => return done.map_err(|_| "measuring broke off; the log has why".to_owned()),
+            () = tokio::time::sleep(BUSY_EVERY) => tell(writer, Tell::Busy).await?,
+        }
+    }
 }
 
 async fn tell(writer: &mut FrameWriter, tell: Tell) -> Result<(), String> {
@@ -169,8 +192,13 @@ async fn tell_summary(writer: &mut FrameWriter, summary: &HostSummary) -> Result
     }
     tell(writer, Tell::Sets(part)).await?;
     for part in summary.candidates.chunks(HASHES_PART_MAX) {
-        let part = part.iter().map(|(hash, set, pages)| (hash.to_le_bytes(), *set, *pages)).collect();
-        tell(writer, Tell::Hashes(part)).await?;
+        let hash = |candidate: &Candidate| HashTold {
+            hash: candidate.hash.to_le_bytes(),
+            set: candidate.set,
+            pages: candidate.pages,
+            bytes: candidate.bytes,
+        };
+        tell(writer, Tell::Hashes(part.iter().map(hash).collect())).await?;
     }
     tell(writer, Tell::Complete).await
 }
@@ -189,13 +217,12 @@ fn scan(dirs: &[PathBuf], start: &Start, threads: usize) -> Result<Scan, String>
     for (name, path) in &images {
         opened.push(MappedImage::open(path, None).map_err(|error| format!("VM {name}: {error}"))?);
     }
-    let sources: Vec<&dyn PageSource> = opened.iter().map(|image| image as &dyn PageSource).collect();
     let sampling = Sampling::from_threshold(start.keep_below);
     let input =
-        MeasureInput { sources: &sources, domains: &domains, key: &start.key, sampling, encoding, threads };
+        MeasureInput { sources: &sources(&opened), domains: &domains, key: &start.key, sampling, threads };
     let measured = measure(&input).map_err(|error| error.to_string())?;
-    opened.iter().try_for_each(MappedImage::check_unchanged).map_err(|error| error.to_string())?;
-    Ok(Scan { names: images.into_iter().map(|(name, _)| name).collect(), measured })
+    let names = images.into_iter().map(|(name, _)| name).collect();
+    Ok(Scan { names, images: opened, encoding, measured })
 }
 
 /// Names and paths of the images of these directories, by name; where two have one name, the first directory's.

@@ -6,11 +6,14 @@
 
 use net::control::{FrameReader, FrameWriter, connect};
 use net::pki::Identity;
+use pages::PageSource;
 use pages::block::Encoding;
 use pages::measure::{
-    Fingerprints, HostSummary, Joined, Measured, Sampling, VmPages, fingerprint_bits, in_common, join,
+    Candidate, Fingerprints, HostSummary, Joined, Measured, Sampling, VmPages, fingerprint_bits, in_common,
+    join,
 };
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 use wire::control::measure::{Ask, PART_BYTES_MAX, Start, Tell};
 use wire::control::{Message, ToHost, ToSender};
@@ -82,8 +85,21 @@ pub struct Here {
     pub name: String,
     /// Names of its VMs, in the order measured.
     pub vms: Vec<String>,
-    /// Measured with the same key, sampling and encoding.
+    /// Their pages.
+    pub images: Vec<Arc<dyn PageSource>>,
+    /// Measured with the same key and sampling.
     pub measured: Measured,
+}
+
+impl Here {
+    fn summary(&self, encoding: Encoding, candidates: Option<Vec<bool>>) -> HostSummary {
+        let sources: Vec<&dyn PageSource> =
+            self.images.iter().map(|image| &**image as &dyn PageSource).collect();
+        match candidates {
+            Some(candidates) => self.measured.summary(&sources, encoding, candidates.into_iter()),
+            None => self.measured.summary_alone(&sources, encoding),
+        }
+    }
 }
 
 /// A host that is being asked.
@@ -112,7 +128,7 @@ pub async fn measure_hosts(
     let mut failed = Vec::new();
     let identity = match identity {
         Some(identity) => identity,
-        None if hosts.is_empty() => return Ok(alone(here)),
+        None if hosts.is_empty() => return Ok(alone(here, config.encoding)),
         None => return Err("hosts cannot be asked without a certificate".to_owned()),
     };
     let mut asked =
@@ -144,7 +160,7 @@ pub async fn measure_hosts(
     let (mut of_hosts, mut summaries) = (Vec::new(), Vec::new());
     if let Some(here) = here {
         let own = candidates.next().expect("an answer for each host");
-        summaries.push(here.measured.summary(own.into_iter()));
+        summaries.push(here.summary(config.encoding, Some(own)));
         let vms = here.vms.into_iter().zip(here.measured.vms().iter().copied()).collect();
         of_hosts.push(MeasuredHost { name: here.name, vms, contents: own_contents, control_bytes: 0 });
     }
@@ -160,8 +176,8 @@ pub async fn measure_hosts(
 }
 
 /// What was measured here, without any other host.
-fn alone(here: Option<Here>) -> Measurement {
-    let summaries: Vec<HostSummary> = here.iter().map(|here| here.measured.summary_alone()).collect();
+fn alone(here: Option<Here>, encoding: Encoding) -> Measurement {
+    let summaries: Vec<HostSummary> = here.iter().map(|here| here.summary(encoding, None)).collect();
     let host = here.map(|here| MeasuredHost {
         contents: here.measured.content_count(),
         vms: here.vms.into_iter().zip(here.measured.vms().iter().copied()).collect(),
@@ -300,9 +316,12 @@ async fn summary(
                     if summary.candidates.len() + hashes.len() > count {
                         return Err(format!("tells more hashes than the {count} asked for"));
                     }
-                    let told =
-                        hashes.into_iter().map(|(hash, set, pages)| (u128::from_le_bytes(hash), set, pages));
-                    summary.candidates.extend(told);
+                    summary.candidates.extend(hashes.into_iter().map(|told| Candidate {
+                        hash: u128::from_le_bytes(told.hash),
+                        set: told.set,
+                        pages: told.pages,
+                        bytes: told.bytes,
+                    }));
                 }
                 Tell::Complete if summary.candidates.len() == count => return Ok(summary),
                 Tell::Complete => return Err(format!("told {} of {count} hashes", summary.candidates.len())),

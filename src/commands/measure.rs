@@ -85,13 +85,13 @@ fn here(args: &Args, inventory: &Inventory, config: &MeasureConfig) -> Outcome<O
         domains: &domains,
         key: &config.key,
         sampling: config.sampling,
-        encoding: config.encoding,
         threads: threads(args.threads),
     });
     let measured = measured.or_exit(Exit::Input)?;
     images::check_unchanged(&opened)?;
+    let images = opened.iter().map(|image| Arc::clone(image) as Arc<dyn PageSource>).collect();
     let vms = vms.iter().map(|vm| vm.name.clone()).collect();
-    Ok(Some(Here { name: inventory.source.name.clone(), vms, measured }))
+    Ok(Some(Here { name: inventory.source.name.clone(), vms, images, measured }))
 }
 
 /// Joins what was measured here with what hosts tell.

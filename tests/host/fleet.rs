@@ -106,6 +106,16 @@ impl Fleet {
 
     /// A receiver with these keys, run by `wrapper`. Waits until it listens.
     pub(crate) fn start_receiver_with(&mut self, host: u16, keys: &str, wrapper: &[&str]) {
+        self.start_receiver_args(host, keys, wrapper, &[]);
+    }
+
+    /// A receiver whose images in this directory may be measured.
+    pub(crate) fn start_measurable(&mut self, host: u16, images: &Path) {
+        let images = images.to_str().expect("a UTF-8 path");
+        self.start_receiver_args(host, &format!("keys/{}", name(host)), &[], &["--measure", images]);
+    }
+
+    fn start_receiver_args(&mut self, host: u16, keys: &str, wrapper: &[&str], args: &[&str]) {
         self.started += 1;
         let log = self.dir().join(format!("{}-{}.log", name(host), self.started));
         let mut command = self.command(host, wrapper);
@@ -113,7 +123,8 @@ impl Fleet {
             .args(["receive", "--while-stdin", "--interface", self.lab.host(host).interface()])
             .args(["--name", &name(host), "--listen", &self.address(host).to_string(), "--keys", keys])
             .args(["--workers", "2", "--store"])
-            .arg(self.store(host));
+            .arg(self.store(host))
+            .args(args);
         let mut running = Running::start(command, &name(host), log);
         running.await_words("listening", PATIENCE);
         self.receivers[usize::from(host)] = Some(running);
@@ -154,24 +165,41 @@ impl Fleet {
         hosts: std::ops::Range<u16>,
         memory_mib: u64,
     ) -> PathBuf {
+        let (path, plan) = (self.dir().join("inventory.json"), self.dir().join("plan.json"));
+        fs::write(path, self.inventory(&vms, hosts, memory_mib).to_string()).expect("written");
+        self.scatter(&["plan", "inventory.json", "-o", "plan.json"]);
+        plan
+    }
+
+    /// The inventory of such a plan.
+    pub(crate) fn inventory(
+        &self,
+        vms: &[(&Image, Value)],
+        hosts: std::ops::Range<u16>,
+        memory_mib: u64,
+    ) -> Value {
         let vm = |(image, to): &(&Image, Value)| json!({"name": image.name, "image": image.path, "memory_mib": image.mib(), "to": to});
         let host = |host: u16| {
             json!({"name": name(host), "address": self.address(host).to_string(), "memory_mib": memory_mib,
                 "vcpus": 64, "rate_mbps": 1000})
         };
         let pool = if self.lab.options().ipv6 { "ff15::4d00:0/112" } else { "239.77.0.0/16" };
-        let inventory = json!({
+        json!({
             "version": 1,
             "name": "host-lane",
             "source": {"name": "src", "rate_mbps": 1000},
             "hosts": hosts.map(host).collect::<Vec<_>>(),
             "vms": vms.iter().map(vm).collect::<Vec<_>>(),
             "multicast": {"pool": pool, "port": DATA_PORT},
-        });
-        let (path, plan) = (self.dir().join("inventory.json"), self.dir().join("plan.json"));
-        fs::write(path, inventory.to_string()).expect("written");
-        self.scatter(&["plan", "inventory.json", "-o", "plan.json"]);
-        plan
+        })
+    }
+
+    /// Runs the binary on a host, to its good end; what it said.
+    #[track_caller]
+    pub(crate) fn scatter_on(&self, host: u16, args: &[&str]) -> String {
+        let ran = self.command(host, &[]).args(args).output().expect("scatter runs");
+        assert!(ran.status.success(), "{args:?}: {}", String::from_utf8_lossy(&ran.stderr));
+        String::from_utf8_lossy(&ran.stdout).into_owned()
     }
 
     /// Starts sending a plan.

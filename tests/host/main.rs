@@ -11,6 +11,7 @@ mod failures;
 mod fleet;
 mod images;
 mod links;
+mod planned;
 mod process;
 mod rate;
 mod resume;

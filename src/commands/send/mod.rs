@@ -229,11 +229,11 @@ fn session_config(args: &Send, plan: &Plan, symbol: u16) -> SessionConfig {
     }
 }
 
-/// The rate to plan with, in bit/s: the one given, or the source's link as the plan has it.
+/// The rate to plan with, in bit/s: the one given, but no more than the source's link as the plan has it.
 fn expected_rate(rate: &RateConfig, plan: &Plan) -> u64 {
     let link = u64::from(plan.source.rate_mbps) * 1_000_000;
     match rate {
-        RateConfig::Fixed(bytes) => bytes * 8,
+        RateConfig::Fixed(bytes) => link.min(bytes * 8),
         RateConfig::Auto { min, max, .. } => link.clamp(min * 8, max.saturating_mul(8)),
     }
 }

@@ -41,8 +41,21 @@ pub struct HostSummary {
     pub set_bytes: Vec<u16>,
     /// Contents of each set that are no candidates.
     pub own: Vec<Own>,
-    /// Candidates: hash, set, pages.
-    pub candidates: Vec<(u128, u32, u32)>,
+    /// Contents that other hosts may have, too.
+    pub candidates: Vec<Candidate>,
+}
+
+/// A content that other hosts may have, too.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub struct Candidate {
+    /// 128 bits of the keyed BLAKE3.
+    pub hash: u128,
+    /// Index of its VM set at its host.
+    pub set: u32,
+    /// Pages of its host's VMs that hold it, at least 1.
+    pub pages: u32,
+    /// Bytes that it takes encoded, about.
+    pub bytes: u16,
 }
 
 /// An exact VM set over all hosts and what its VMs have in common. With sampling these are estimates.
@@ -175,19 +188,21 @@ fn candidates(
     classes: &mut JoinedClasses,
     false_candidates: &mut u64,
 ) {
-    let mut told: Vec<(u128, usize, u32, u32)> = Vec::new();
+    let mut told: Vec<(usize, &Candidate)> = Vec::new();
     for (at, host) in hosts.iter().enumerate() {
-        told.extend(host.candidates.iter().map(|(hash, set, pages)| (*hash, at, *set, *pages)));
+        told.extend(host.candidates.iter().map(|candidate| (at, candidate)));
     }
-    told.sort_unstable();
-    for equal in told.chunk_by(|a, b| a.0 == b.0) {
+    told.sort_unstable_by_key(|(host, candidate)| (candidate.hash, *host));
+    for equal in told.chunk_by(|a, b| a.1.hash == b.1.hash) {
         let (mut vms, mut bytes, mut pages, mut of_hosts) = (Vec::new(), None, 0u64, 0u64);
         let mut last_host = None;
-        for (_, host, set, count) in equal {
-            let Some((more, each)) = set_of(&hosts[*host], *set as usize, starts[*host]) else { continue };
+        for (host, candidate) in equal {
+            let Some((more, _)) = set_of(&hosts[*host], candidate.set as usize, starts[*host]) else {
+                continue;
+            };
             vms.extend(more);
-            bytes.get_or_insert(each);
-            pages += u64::from(*count);
+            bytes.get_or_insert(u64::from(candidate.bytes));
+            pages += u64::from(candidate.pages);
             of_hosts += u64::from(last_host != Some(*host));
             last_host = Some(*host);
         }

@@ -25,11 +25,11 @@ mod sizes;
 mod tests;
 
 pub use fingerprints::{Fingerprints, FingerprintsError, fingerprint_bits, in_common};
-pub use join::{HostSummary, Joined, JoinedClasses, JoinedWeight, Own, join};
+pub use join::{Candidate, HostSummary, Joined, JoinedClasses, JoinedWeight, Own, join};
 
 use crate::block::Encoding;
 use crate::ids::IdSet;
-use crate::page::{PAGE_SIZE, Page, PageSource, Pfn, VmId};
+use crate::page::{PAGE_SIZE, Page, PageSource, Pfn};
 use crate::uniform::uniform_word;
 use rayon::prelude::*;
 use std::collections::HashMap;
@@ -82,7 +82,7 @@ impl Sampling {
 
 /// What to measure.
 pub struct MeasureInput<'a> {
-    /// The images; a VM's index here is its [`VmId`].
+    /// The images; a VM's index here is its number.
     pub sources: &'a [&'a dyn PageSource],
     /// One for each source: pages are only ever found equal within a domain, also across hosts. A tenant's number
     /// where tenants must not learn of each other's pages, the same for all otherwise.
@@ -91,8 +91,6 @@ pub struct MeasureInput<'a> {
     pub key: &'a [u8; 32],
     /// Which contents are kept.
     pub sampling: Sampling,
-    /// How contents would be encoded to be sent; tells how many bytes they take.
-    pub encoding: Encoding,
     /// Threads that read and hash; 0 counts as 1. The result does not depend on it.
     pub threads: usize,
 }
@@ -129,6 +127,9 @@ pub(crate) struct LocalContent {
     set: u32,
     /// Pages that hold it, at least 1.
     pages: u32,
+    /// Its lowest placement.
+    pfn: u32,
+    vm: u16,
 }
 
 /// What one host knows of its VMs. Holds 32 bytes for each content kept, and no page's bytes.
@@ -138,8 +139,6 @@ pub struct Measured {
     vms: Vec<VmPages>,
     /// The VM sets that occur.
     sets: Vec<IdSet>,
-    /// Encoded bytes of a content of each set, on average; at most a few bytes above 4096.
-    set_bytes: Vec<u16>,
     /// Ascending by hash.
     contents: Vec<LocalContent>,
     sampling: Sampling,
@@ -167,9 +166,8 @@ pub fn measure(input: &MeasureInput<'_>) -> Result<Measured, MeasureError> {
     pool.install(|| {
         let (vms, mut entries) = scan(input);
         entries.par_sort_unstable();
-        let (contents, sets, first) = contents(&entries)?;
-        let set_bytes = sizes::of_sets(input, &entries, &first, &contents, sets.len());
-        Ok(Measured { vms, sets, set_bytes, contents, sampling: input.sampling })
+        let (contents, sets) = contents(&entries)?;
+        Ok(Measured { vms, sets, contents, sampling: input.sampling })
     })
 }
 
@@ -226,15 +224,12 @@ fn hashed(key: &[u8; 32], page: &Page, sampling: Sampling) -> Option<u128> {
     sampling.keeps(u64::from_le_bytes(*bits)).then(|| u128::from_le_bytes(*hash))
 }
 
-/// Contents, VM sets, and each content's first entry.
-type Gathered = (Vec<LocalContent>, Vec<IdSet>, Vec<u32>);
-
-fn contents(entries: &[Entry]) -> Result<Gathered, MeasureError> {
+/// Contents and their VM sets.
+fn contents(entries: &[Entry]) -> Result<(Vec<LocalContent>, Vec<IdSet>), MeasureError> {
     let mut sets: Vec<IdSet> = Vec::new();
     // The standard library's hasher is keyed at random: guests decide which sets there are.
     let mut numbers: HashMap<IdSet, u32> = HashMap::new();
-    let (mut contents, mut first) = (Vec::new(), Vec::new());
-    let mut at = 0u32;
+    let mut contents = Vec::new();
     let mut vms: Vec<u16> = Vec::new();
     for equal in entries.chunk_by(|a, b| a.0 == b.0) {
         vms.clear();
@@ -252,15 +247,14 @@ fn contents(entries: &[Entry]) -> Result<Gathered, MeasureError> {
             }
         };
         let pages = u32::try_from(equal.len()).expect("a host has fewer than 2^32 pages");
-        contents.push(LocalContent { hash: equal[0].0, set: number, pages });
-        first.push(at);
-        at += pages;
+        let (hash, vm, pfn) = equal[0];
+        contents.push(LocalContent { hash, set: number, pages, pfn, vm });
     }
-    Ok((contents, sets, first))
+    Ok((contents, sets))
 }
 
 impl Measured {
-    /// Each VM's pages, by [`VmId`].
+    /// Each VM's pages, by its number.
     #[must_use]
     pub fn vms(&self) -> &[VmPages] {
         &self.vms
@@ -283,49 +277,55 @@ impl Measured {
     }
 
     /// What [`join`] needs of this host. `candidates[i]` says whether other hosts told the fingerprint of the `i`th content,
-    /// in the order of [`fingerprints`](Self::fingerprints).
+    /// in the order of [`fingerprints`](Self::fingerprints). `sources` are those that were measured; some of their
+    /// contents are read again, and encoded, to tell how many bytes they take.
     ///
     /// # Panics
-    /// If there are not as many candidates as contents.
+    /// If there are not as many candidates as contents, or other sources than those measured.
     #[must_use]
-    pub fn summary(&self, candidates: impl Iterator<Item = bool>) -> HostSummary {
+    pub fn summary(
+        &self,
+        sources: &[&dyn PageSource],
+        encoding: Encoding,
+        candidates: impl Iterator<Item = bool>,
+    ) -> HostSummary {
+        assert_eq!(sources.len(), self.vms.len(), "the sources that were measured");
+        let flags: Vec<bool> = candidates.collect();
+        assert_eq!(flags.len(), self.contents.len(), "an answer for each content");
+        let (mut own, mut shared) = (Vec::new(), Vec::new());
+        for (content, candidate) in self.contents.iter().zip(flags) {
+            if candidate { &mut shared } else { &mut own }.push(content);
+        }
+        let set_bytes = sizes::of_sets(sources, encoding, &own, self.sets.len());
+        let bytes = sizes::of_each(sources, encoding, &shared);
         let mut summary = HostSummary {
             sampling: self.sampling,
             vms: self.vms.clone(),
             sets: self.sets.iter().map(|set| set.iter().collect()).collect(),
-            set_bytes: self.set_bytes.clone(),
+            set_bytes,
             own: vec![join::Own::default(); self.sets.len()],
-            candidates: Vec::new(),
+            candidates: Vec::with_capacity(shared.len()),
         };
-        let mut told = 0usize;
-        for (content, candidate) in self.contents.iter().zip(candidates) {
-            told += 1;
-            if candidate {
-                summary.candidates.push((content.hash, content.set, content.pages));
-            } else {
-                let vms = self.sets[content.set as usize].len();
-                summary.own[content.set as usize].add(content.pages, vms);
-            }
+        for content in own {
+            let vms = self.sets[content.set as usize].len();
+            summary.own[content.set as usize].add(content.pages, vms);
         }
-        assert_eq!(told, self.contents.len(), "an answer for each content");
+        for (LocalContent { hash, set, pages, .. }, bytes) in shared.into_iter().zip(bytes) {
+            summary.candidates.push(Candidate { hash: *hash, set: *set, pages: *pages, bytes });
+        }
         summary
     }
 
     /// As [`summary`](Self::summary), for a host that is alone.
     #[must_use]
-    pub fn summary_alone(&self) -> HostSummary {
-        self.summary(std::iter::repeat_n(false, self.contents.len()))
+    pub fn summary_alone(&self, sources: &[&dyn PageSource], encoding: Encoding) -> HostSummary {
+        self.summary(sources, encoding, std::iter::repeat_n(false, self.contents.len()))
     }
 }
 
 /// The upper bits of a hash.
 fn short(hash: u128, bits: u8) -> u64 {
     u64::try_from(hash >> (128 - u32::from(bits))).expect("at most 56 bits")
-}
-
-/// The page that an entry stands for.
-fn page_of<'a>(input: &MeasureInput<'a>, entry: &Entry) -> &'a Page {
-    input.sources[usize::from(VmId(entry.1).0)].page(Pfn(entry.2))
 }
 
 /// Bytes of contents as they lie in memory.

@@ -8,7 +8,7 @@
 //!   Fingerprints (bits: by all contents) ──▶
 //!   ◀─────────────────── Fingerprints*, each with a part of the code
 //!   Candidates*, a bit for each fingerprint ▶
-//!   ◀────────────── Sets*, Hashes*, Complete
+//!   ◀────────────── Sets*, Hashes*, Complete        encodes some contents meanwhile
 //! ```
 //!
 //! Instead of any of its messages a host says `Failed` and why. While it reads it says `Busy` every second or so.
@@ -86,8 +86,8 @@ pub enum Tell {
     },
     /// The next VM sets.
     Sets(Vec<SetTold>),
-    /// The next candidates: hash (little-endian), set, pages.
-    Hashes(Vec<([u8; 16], u32, u32)>),
+    /// The next candidates.
+    Hashes(Vec<HashTold>),
     /// That was all.
     Complete,
     /// Cannot, or will not.
@@ -125,6 +125,19 @@ pub struct SetTold {
     pub repeated_contents: u64,
     /// Their pages.
     pub repeated_pages: u64,
+}
+
+/// A candidate.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct HashTold {
+    /// Its hash, little-endian.
+    pub hash: [u8; 16],
+    /// Its VM set, by position in all `Sets`.
+    pub set: u32,
+    /// Pages here that hold it.
+    pub pages: u32,
+    /// Bytes that it takes encoded, about.
+    pub bytes: u16,
 }
 
 impl Ask {
