@@ -37,6 +37,8 @@ pub struct Config {
     pub zero_percent: u8,
     /// Percent that hold one of 64 contents, the same in all guests.
     pub repeated_percent: u8,
+    /// MiB at the end that the guest leaves alone.
+    pub unused_mib: u64,
     /// What the guest does.
     pub workload: Workload,
 }
@@ -49,6 +51,7 @@ impl Default for Config {
             seed: 1,
             zero_percent: 30,
             repeated_percent: 10,
+            unused_mib: 0,
             workload: Workload::default(),
         }
     }
@@ -89,7 +92,10 @@ impl MicroVm {
         let memory = GuestMemory::anonymous(checked_size(bytes)?)?;
         let command_line = format!(
             "mb={} seed={} zero={} dup={}",
-            config.memory_mib, config.seed, config.zero_percent, config.repeated_percent
+            config.memory_mib.saturating_sub(config.unused_mib),
+            config.seed,
+            config.zero_percent,
+            config.repeated_percent
         );
         let entry = guest::load(&memory, &command_line)?;
         let (kvm_fd, vm) = machine(&memory)?;

@@ -1,0 +1,395 @@
+//! Firecracker: snapshots of running VMs, clones whose pages come later. With the stand-in always, and also with the real binary
+//! that `SCATTER_FIRECRACKER` or PATH names.
+
+use crate::support::{PATIENCE, kvm_or_skip};
+use pages::PAGE_SIZE;
+use serde_json::json;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use vmm::LazyImage;
+use vmm::firecracker::{
+    self, Api, Clone, CloneConfig, FirecrackerError, MEMORY, NetworkOverride, SnapshotKind, VMSTATE,
+};
+use vmm::lazy::Origin;
+use vmm::uffd::{PageServer, VmStatus, Watchdog};
+
+const MEMORY_MIB: u64 = 48;
+
+fn standin() -> PathBuf {
+    PathBuf::from(env!("CARGO_BIN_EXE_firecracker-standin"))
+}
+
+/// The stand-in, and Firecracker itself if there is one.
+fn binaries() -> Vec<PathBuf> {
+    let named = std::env::var_os("SCATTER_FIRECRACKER").map(PathBuf::from);
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let real = named.or_else(|| {
+        std::env::split_paths(&path).map(|dir| dir.join("firecracker")).find(|file| file.is_file())
+    });
+    println!(
+        "Firecracker: {}",
+        real.as_ref().map_or("none; the stand-in alone".into(), |it| it.display().to_string())
+    );
+    [Some(standin()), real].into_iter().flatten().collect()
+}
+
+/// A VM that was booted from nothing, and is killed when dropped.
+struct Source {
+    child: Child,
+    api: Api,
+    console: PathBuf,
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn boot(binary: &Path, dir: &Path) -> Source {
+    let kernel = dir.join("guest.elf");
+    std::fs::write(&kernel, vmm::microvm::guest::ELF).expect("written");
+    let (socket, console) = (dir.join("source.sock"), dir.join("source.log"));
+    let log = std::fs::File::create(&console).expect("made");
+    let child = Command::new(binary)
+        .args(["--id", "source", "--api-sock"])
+        .arg(&socket)
+        .stdin(Stdio::null())
+        .stdout(log)
+        .spawn()
+        .expect("starts");
+    let source = Source { child, api: Api::new(&socket), console };
+    until("the API", || source.api.version().is_ok());
+    let put = |path: &str, body| source.api.request("PUT", path, Some(&body)).expect("taken");
+    put("/machine-config", json!({ "vcpu_count": 1, "mem_size_mib": MEMORY_MIB, "track_dirty_pages": true }));
+    let arguments = format!("mb={} seed=5 zero=30 dup=10 idle=2000000 step=64", MEMORY_MIB - 8);
+    put("/boot-source", json!({ "kernel_image_path": kernel, "boot_args": arguments }));
+    put("/actions", json!({ "action_type": "InstanceStart" }));
+    until("the first ticks", || ticks(&read(&source.console)) >= 2);
+    source
+}
+
+fn read(file: &Path) -> String {
+    String::from_utf8_lossy(&std::fs::read(file).expect("read")).into_owned()
+}
+
+/// Right ticks in a console's text; a wrong page fails the test.
+fn ticks(console: &str) -> usize {
+    assert!(!console.contains("BAD"), "{console}");
+    console.lines().filter(|line| line.starts_with("TICK ") && line.contains(" OK ")).count()
+}
+
+fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what} does not come");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn image_of(memory: &Path) -> (Arc<LazyImage>, Vec<u8>) {
+    let bytes = std::fs::read(memory).expect("read");
+    let pages = u32::try_from(bytes.len() / PAGE_SIZE).expect("few");
+    (Arc::new(LazyImage::memfd("firecracker", pages).expect("a memfd")), bytes)
+}
+
+fn place(image: &LazyImage, bytes: &[u8], page: u32, origin: Origin) {
+    let at = page as usize * PAGE_SIZE;
+    let page_bytes = &bytes[at..at + PAGE_SIZE];
+    if page_bytes.iter().all(|byte| *byte == 0) {
+        image.place_word(page, 1, 0, origin).expect("placed");
+    } else {
+        image.place(page, page_bytes, origin).expect("placed");
+    }
+}
+
+fn config(binary: &Path, snapshot: &Path, dir: PathBuf) -> CloneConfig {
+    std::fs::create_dir(&dir).expect("made");
+    CloneConfig {
+        binary: binary.to_owned(),
+        id: dir.file_name().expect("a name").to_string_lossy().into_owned(),
+        dir,
+        vmstate: snapshot.join(VMSTATE),
+        network: Vec::new(),
+        vsock: None,
+        resume: true,
+        track_dirty_pages: false,
+    }
+}
+
+fn clone_ticks(clone: &Clone) -> usize {
+    ticks(&clone.console().expect("read"))
+}
+
+#[test]
+fn eight_clones_of_a_running_vm_run_while_their_pages_come() {
+    if !kvm_or_skip("eight_clones_of_a_running_vm_run_while_their_pages_come") {
+        return;
+    }
+    for binary in binaries() {
+        let dir = tempfile::tempdir_in("/dev/shm").expect("a folder");
+        let source = boot(&binary, dir.path());
+        let snapshot =
+            firecracker::capture(&source.api, SnapshotKind::Full, dir.path(), false).expect("captured");
+        // The source runs on.
+        let before = ticks(&read(&source.console));
+        until("the source's next tick", || ticks(&read(&source.console)) > before);
+        drop(source);
+        firecracker::check(&binary, &snapshot.fingerprint).expect("the same machine");
+        let (image, bytes) = image_of(&snapshot.memory);
+        let server = PageServer::start().expect("starts");
+        let stop = AtomicBool::new(false);
+        let clones: Vec<Clone> = std::thread::scope(|scope| {
+            // Pages come when they are demanded, a fifth of a millisecond each.
+            scope.spawn(|| {
+                while !stop.load(Ordering::SeqCst) {
+                    match image.next_demand() {
+                        Some(page) => place(&image, &bytes, page, Origin::Sender),
+                        None => std::thread::sleep(Duration::from_micros(200)),
+                    }
+                }
+            });
+            let since = Instant::now();
+            let clones: Vec<Clone> = (1..=8)
+                .map(|number| {
+                    let config = config(&binary, dir.path(), dir.path().join(format!("clone-{number}")));
+                    firecracker::start(&server, None, &image, &config).expect("started")
+                })
+                .collect();
+            let loaded = since.elapsed();
+            for clone in &clones {
+                until("a clone's first tick", || clone_ticks(clone) >= 1);
+            }
+            println!(
+                "{}: 8 clones loaded in {loaded:?}, all ticked after {:?}",
+                binary.display(),
+                since.elapsed()
+            );
+            // The rest, while they run.
+            (0..image.page_count()).for_each(|page| place(&image, &bytes, page, Origin::Block));
+            stop.store(true, Ordering::SeqCst);
+            clones
+        });
+        for clone in &clones {
+            assert_eq!(clone.served.wait(PATIENCE), VmStatus::Complete);
+            let before = clone_ticks(clone);
+            until("ticks after all pages came", || clone_ticks(clone) >= before + 3);
+            assert!(clone.served.stats().faults > 0);
+        }
+        // They depend on nobody now.
+        drop(server);
+        let before = clone_ticks(&clones[7]);
+        until("ticks without a server", || clone_ticks(&clones[7]) > before);
+    }
+}
+
+#[test]
+fn a_diff_snapshot_merged_onto_the_full_one_is_the_vm_as_it_was_then() {
+    if !kvm_or_skip("a_diff_snapshot_merged_onto_the_full_one_is_the_vm_as_it_was_then") {
+        return;
+    }
+    for binary in binaries() {
+        let dir = tempfile::tempdir_in("/dev/shm").expect("a folder");
+        let later = dir.path().join("later");
+        std::fs::create_dir(&later).expect("made");
+        let source = boot(&binary, dir.path());
+        firecracker::capture(&source.api, SnapshotKind::Full, dir.path(), false).expect("captured");
+        let before = ticks(&read(&source.console));
+        until("two more ticks", || ticks(&read(&source.console)) > before + 1);
+        let diff = firecracker::capture(&source.api, SnapshotKind::Diff, &later, true).expect("captured");
+        // It was told to stay paused.
+        let paused = ticks(&read(&source.console));
+        std::thread::sleep(Duration::from_millis(100));
+        assert!(ticks(&read(&source.console)) <= paused + 1);
+        drop(source);
+        let memory = dir.path().join(MEMORY);
+        let merged = firecracker::merge_diff(&diff.memory, &memory).expect("merged");
+        assert!(merged > 0 && merged < MEMORY_MIB << 20, "{merged} bytes changed");
+        let (image, bytes) = image_of(&memory);
+        (0..image.page_count()).for_each(|page| place(&image, &bytes, page, Origin::Block));
+        let server = PageServer::start().expect("starts");
+        let config = config(&binary, &later, dir.path().join("clone"));
+        let clone = firecracker::start(&server, None, &image, &config).expect("started");
+        until("ticks", || clone_ticks(&clone) >= 5);
+    }
+}
+
+/// A snapshot by the stand-in, whose source is gone.
+fn standin_snapshot(dir: &Path) -> (Arc<LazyImage>, Vec<u8>) {
+    let source = boot(&standin(), dir);
+    let snapshot = firecracker::capture(&source.api, SnapshotKind::Full, dir, true).expect("captured");
+    image_of(&snapshot.memory)
+}
+
+#[test]
+fn what_a_balloon_takes_comes_back_as_zeros() {
+    if !kvm_or_skip("what_a_balloon_takes_comes_back_as_zeros") {
+        return;
+    }
+    let dir = tempfile::tempdir_in("/dev/shm").expect("a folder");
+    let (image, bytes) = standin_snapshot(dir.path());
+    let server = PageServer::start().expect("starts");
+    std::thread::scope(|scope| {
+        // All pages come while the balloon takes some: removals and fills meet.
+        scope.spawn(|| {
+            for page in (0..image.page_count()).rev() {
+                place(&image, &bytes, page, Origin::Block);
+                if page % 64 == 0 {
+                    std::thread::sleep(Duration::from_micros(500));
+                }
+            }
+        });
+        let config = config(&standin(), dir.path(), dir.path().join("clone"));
+        let clone = firecracker::start(&server, None, &image, &config).expect("started");
+        for _ in 0..3 {
+            clone.api.request("PATCH", "/balloon", Some(&json!({ "amount_mib": 8 }))).expect("all zeros");
+        }
+        assert_eq!(clone.served.wait(PATIENCE), VmStatus::Complete);
+        clone.api.request("PATCH", "/balloon", Some(&json!({ "amount_mib": 8 }))).expect("all zeros");
+        until("ticks", || clone_ticks(&clone) >= 3);
+    });
+}
+
+#[test]
+fn a_clone_whose_pages_are_lost_is_killed_and_named() {
+    if !kvm_or_skip("a_clone_whose_pages_are_lost_is_killed_and_named") {
+        return;
+    }
+    for binary in binaries() {
+        let dir = tempfile::tempdir_in("/dev/shm").expect("a folder");
+        let source = boot(&binary, dir.path());
+        let snapshot =
+            firecracker::capture(&source.api, SnapshotKind::Full, dir.path(), true).expect("captured");
+        let (image, bytes) = image_of(&snapshot.memory);
+        // Enough to load, not enough to run.
+        let server = PageServer::start().expect("starts");
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Ordering::SeqCst) {
+                    match image.next_demand() {
+                        Some(page) => place(&image, &bytes, page, Origin::Sender),
+                        None => std::thread::yield_now(),
+                    }
+                }
+            });
+            let config = config(&binary, dir.path(), dir.path().join("doomed"));
+            let mut clone = firecracker::start(&server, None, &image, &config).expect("started");
+            stop.store(true, Ordering::SeqCst);
+            image.lose("the sender is gone");
+            let VmStatus::Ended(reason) = clone.served.wait(PATIENCE) else { panic!("it goes on") };
+            assert!(reason.contains("doomed") && reason.contains("the sender is gone"), "{reason}");
+            until("its end", || clone.ended().expect("ours").is_some());
+        });
+    }
+}
+
+/// Set for the handler's process in the next test: the folder of the snapshot.
+const HANDLER_IN: &str = "VMM_TEST_FIRECRACKER_IN";
+
+/// The handler's process: starts a clone, half of whose pages are here, tells its number, and waits to be killed.
+fn be_handler(dir: &Path, binary: &Path) -> ! {
+    let watchdog = Arc::new(Watchdog::start().expect("starts"));
+    let (image, bytes) = image_of(&dir.join(MEMORY));
+    let server = PageServer::start().expect("starts");
+    let answering = image.clone();
+    let loaded = Arc::new(AtomicBool::new(false));
+    let until_loaded = loaded.clone();
+    std::thread::spawn(move || {
+        while !until_loaded.load(Ordering::SeqCst) {
+            if let Some(page) = answering.next_demand() {
+                place(&answering, &bytes, page, Origin::Sender);
+            }
+        }
+    });
+    let config = config(binary, dir, dir.join("clone"));
+    let clone = firecracker::start(&server, Some(&watchdog), &image, &config).expect("started");
+    loaded.store(true, Ordering::SeqCst);
+    eprintln!("serving {}", clone.pid());
+    std::thread::sleep(PATIENCE);
+    panic!("nobody killed it");
+}
+
+#[test]
+fn a_clone_does_not_outlive_its_killed_handler() {
+    if let Some(dir) = std::env::var_os(HANDLER_IN) {
+        let binary = std::env::var_os("VMM_TEST_FIRECRACKER").expect("given too");
+        be_handler(Path::new(&dir), Path::new(&binary));
+    }
+    if !kvm_or_skip("a_clone_does_not_outlive_its_killed_handler") {
+        return;
+    }
+    for binary in binaries() {
+        let dir = tempfile::tempdir_in("/dev/shm").expect("a folder");
+        let source = boot(&binary, dir.path());
+        firecracker::capture(&source.api, SnapshotKind::Full, dir.path(), true).expect("captured");
+        drop(source);
+        let mut handler = Command::new(std::env::current_exe().expect("this program"))
+            .args(["--exact", "firecracker::a_clone_does_not_outlive_its_killed_handler", "--nocapture"])
+            .env(HANDLER_IN, dir.path())
+            .env("VMM_TEST_FIRECRACKER", &binary)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("starts");
+        let said = BufReader::new(handler.stderr.take().expect("piped"));
+        let serving = said
+            .lines()
+            .map_while(Result::ok)
+            .find_map(|line| line.strip_prefix("serving ").map(str::to_owned));
+        let pid = serving.expect("it serves a clone");
+        let proc = PathBuf::from(format!("/proc/{pid}"));
+        assert!(proc.exists(), "the clone runs");
+        handler.kill().expect("ours");
+        handler.wait().expect("ours");
+        // It is nobody's child that we could wait for; a zombie has no command line any more.
+        until("the clone's end", || std::fs::read(proc.join("cmdline")).map_or(true, |line| line.is_empty()));
+    }
+}
+
+#[test]
+fn what_a_version_has_not_is_refused_with_a_reason() {
+    if !kvm_or_skip("what_a_version_has_not_is_refused_with_a_reason") {
+        return;
+    }
+    let dir = tempfile::tempdir_in("/dev/shm").expect("a folder");
+    let (image, bytes) = standin_snapshot(dir.path());
+    (0..image.page_count()).for_each(|page| place(&image, &bytes, page, Origin::Block));
+    let here = firecracker::fingerprint(&firecracker::binary_version(&standin()).expect("asked"));
+    firecracker::check(&standin(), &here).expect("the same");
+    let error = firecracker::check(&standin(), &here.replace("1.16.1", "1.16.0")).expect_err("another");
+    assert!(matches!(error, FirecrackerError::Unfit { .. }), "{error}");
+    // An old version, as a wrapper of the stand-in.
+    let old = dir.path().join("firecracker-1.11");
+    std::fs::write(&old, format!("#!/bin/sh\nSTANDIN_VERSION=1.11.0 exec {} \"$@\"\n", standin().display()))
+        .expect("written");
+    std::fs::set_permissions(&old, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("set");
+    let server = PageServer::start().expect("starts");
+    let over = vec![NetworkOverride { iface_id: "eth0".into(), host_dev_name: "tap7".into() }];
+    let try_one = |binary: &Path, name: &str, change: &dyn Fn(&mut CloneConfig)| {
+        let mut config = config(binary, dir.path(), dir.path().join(name));
+        change(&mut config);
+        firecracker::start(&server, None, &image, &config).map(drop)
+    };
+    let error = try_one(&old, "a", &|config| config.network = over.clone()).expect_err("too old");
+    assert!(error.to_string().contains("1.12 or later"), "{error}");
+    let error = try_one(&old, "b", &|config| config.vsock = Some("/tmp/v".into())).expect_err("too old");
+    assert!(error.to_string().contains("1.16 or later"), "{error}");
+    try_one(&old, "c", &|config| config.track_dirty_pages = true).expect("by its old name");
+    try_one(&standin(), "d", &|config| config.track_dirty_pages = true).expect("by its new name");
+    // Firecracker's own refusals are told in its words.
+    let error =
+        try_one(&standin(), "e", &|config| config.network = over.clone()).expect_err("no such device");
+    assert!(error.to_string().contains("Unknown Network Device"), "{error}");
+    let error = try_one(&standin(), "f", &|config| config.vmstate = "/nowhere".into()).expect_err("no state");
+    assert!(matches!(error, FirecrackerError::Refused { .. }), "{error}");
+    let error = try_one(Path::new("/nowhere"), "g", &|_| {}).expect_err("no binary");
+    assert!(error.to_string().contains("SCATTER_FIRECRACKER"), "{error}");
+    let error = try_one(Path::new("/bin/false"), "h", &|_| {}).expect_err("no Firecracker");
+    assert!(matches!(error, FirecrackerError::NoApi { .. }), "{error}");
+}

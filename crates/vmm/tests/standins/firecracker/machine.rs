@@ -1,0 +1,239 @@
+//! The machine behind the API.
+
+use crate::api::{BackendType, CreateSnapshot, LoadSnapshot, SnapshotType};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use pages::PAGE_SIZE;
+use serde_json::json;
+use std::fs::File;
+use std::io::{IoSlice, Write};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::Duration;
+use vmm::memory::GuestMemory;
+use vmm::microvm::{Config, Identity, MicroVm, Report, VmState, Workload};
+use vmm::uffd::{Backing, Uffd};
+
+/// At the end of memory, what the guest does not use: the balloon takes from there. It holds bytes that must not come back.
+const BALLOON_MIB: u64 = 8;
+const STALE: [u8; PAGE_SIZE] = [0x5a; PAGE_SIZE];
+const PAGES_PER_MIB: usize = 256;
+
+#[derive(Default)]
+pub(crate) struct Machine {
+    pub(crate) memory_mib: u64,
+    pub(crate) boot_args: String,
+    vm: Option<Arc<std::sync::Mutex<MicroVm>>>,
+    memory: Option<Arc<GuestMemory>>,
+    /// Held for the process's life, as Firecracker does: the handler's death alone wakes nobody.
+    uffd: Option<Uffd>,
+    /// The memory as the last snapshot saw it, page by page.
+    last: Option<Vec<blake3::Hash>>,
+}
+
+fn words(error: impl std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}
+
+impl Machine {
+    pub(crate) fn boot(&mut self) -> Result<(), String> {
+        let argument = |name: &str, default: u64| {
+            let of = |word: &str| word.strip_prefix(name)?.strip_prefix('=')?.parse().ok();
+            self.boot_args.split(' ').find_map(of).unwrap_or(default)
+        };
+        let config = Config {
+            memory_mib: self.memory_mib,
+            seed: argument("seed", 1),
+            unused_mib: BALLOON_MIB,
+            workload: Workload { idle_us: 5_000, ..Workload::default() },
+            ..Config::default()
+        };
+        let vm = MicroVm::boot(&config).map_err(words)?;
+        let memory = vm.memory().clone();
+        for page in 0..BALLOON_MIB * PAGES_PER_MIB as u64 {
+            let at = memory.len() as u64 - (page + 1) * PAGE_SIZE as u64;
+            memory.write(at, &STALE).map_err(words)?;
+        }
+        self.run(vm, memory);
+        Ok(())
+    }
+
+    /// Takes the VM, and writes what its guest says on our standard output.
+    fn run(&mut self, vm: MicroVm, memory: Arc<GuestMemory>) {
+        let vm = Arc::new(std::sync::Mutex::new(vm));
+        let shared = vm.clone();
+        std::thread::spawn(move || {
+            let mut next = 0;
+            loop {
+                let (lines, ended) = {
+                    let vm = shared.lock().expect("no panic while it is held");
+                    (vm.console().since(next), vm.console().ended())
+                };
+                let mut out = std::io::stdout().lock();
+                for seen in lines {
+                    next = seen.index + 1;
+                    let line = match seen.report {
+                        Report::Tick { number, ok, bad, .. } => {
+                            format!("TICK {number} {} bad {bad}", if ok { "OK" } else { "BAD" })
+                        }
+                        other => format!("{other:?}"),
+                    };
+                    // Whoever reads it may be gone: then nobody needs it.
+                    let _ = writeln!(out, "{line}");
+                }
+                let _ = out.flush();
+                if let Some(reason) = ended {
+                    eprintln!("the guest has ended: {reason}");
+                    std::process::exit(1);
+                }
+                drop(out);
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        });
+        (self.vm, self.memory) = (Some(vm), Some(memory));
+    }
+
+    fn vm(&self) -> Result<std::sync::MutexGuard<'_, MicroVm>, String> {
+        let vm = self
+            .vm
+            .as_ref()
+            .ok_or("The requested operation is not supported before starting the microVM.")?;
+        Ok(vm.lock().expect("no panic while it is held"))
+    }
+
+    pub(crate) fn pause(&self) -> Result<(), String> {
+        self.vm()?.pause().map_err(words)
+    }
+
+    pub(crate) fn resume(&self) -> Result<(), String> {
+        self.vm()?.resume().map_err(words)
+    }
+
+    pub(crate) fn create_snapshot(&mut self, params: &CreateSnapshot) -> Result<(), String> {
+        let state = self.vm()?.capture().map_err(words)?;
+        let memory = self.memory.clone().ok_or("no memory")?;
+        std::fs::write(&params.snapshot_path, state.to_bytes()).map_err(words)?;
+        let mut options = File::options();
+        let file =
+            options.write(true).create(true).truncate(false).open(&params.mem_file_path).map_err(words)?;
+        let mut page = [0; PAGE_SIZE];
+        let mut hashes = Vec::with_capacity(memory.page_count());
+        let diff = params.snapshot_type == SnapshotType::Diff;
+        if diff {
+            file.set_len(0).map_err(words)?;
+        }
+        file.set_len(memory.len() as u64).map_err(words)?;
+        for i in 0..memory.page_count() {
+            memory.read_page(i, &mut page);
+            let hash = blake3::hash(&page);
+            let changed = self.last.as_ref().is_none_or(|last| last[i] != hash);
+            if !diff || changed {
+                file.write_all_at(&page, (i * PAGE_SIZE) as u64).map_err(words)?;
+            }
+            hashes.push(hash);
+        }
+        self.last = Some(hashes);
+        file.sync_all().map_err(words)
+    }
+
+    pub(crate) fn load_snapshot(&mut self, params: &LoadSnapshot) -> Result<(), String> {
+        if self.vm.is_some() {
+            return Err(
+                "Loading a microVM snapshot not allowed after configuring boot-specific resources.".into()
+            );
+        }
+        if let Some(over) = params.network_overrides.first() {
+            // There are no devices: as Firecracker does when an interface is not in the snapshot.
+            return Err(format!("Unknown Network Device: {} {}", over.iface_id, over.host_dev_name));
+        }
+        if let Some(over) = &params.vsock_override {
+            return Err(format!("Unknown Vsock Device: {}", over.uds_path));
+        }
+        let bytes = std::fs::read(&params.snapshot_path).map_err(words)?;
+        let state = VmState::from_bytes(&bytes).map_err(words)?;
+        let len = usize::try_from(state.memory_bytes()).map_err(words)?;
+        let memory = if params.mem_backend.backend_type == BackendType::File {
+            let file = File::open(&params.mem_backend.backend_path).map_err(words)?;
+            GuestMemory::private_file(&file, len)
+        } else {
+            GuestMemory::anonymous(len)
+        };
+        let memory = Arc::new(memory.map_err(words)?);
+        if params.mem_backend.backend_type == BackendType::Uffd {
+            let uffd = Uffd::for_memory(&memory, Backing::Anonymous).map_err(words)?;
+            introduce(&params.mem_backend.backend_path, &memory, &uffd)?;
+            self.uffd = Some(uffd);
+            // Firecracker's devices read their queues while they are restored: faults before the load is answered.
+            memory.read_page(0, &mut [0; PAGE_SIZE]);
+            memory.read_page(memory.page_count() - 1, &mut [0; PAGE_SIZE]);
+        }
+        let _ = (params.track_dirty_pages, params.enable_diff_snapshots);
+        let identity = Identity(u64::from(std::process::id()));
+        let mut vm = MicroVm::restore(&state, memory.clone(), identity).map_err(words)?;
+        if params.resume_vm {
+            vm.resume().map_err(words)?;
+        }
+        self.run(vm, memory);
+        Ok(())
+    }
+
+    /// Gives the last MiBs back, half of them after they were read, and looks that none of them keeps what it held.
+    pub(crate) fn balloon(&self, amount_mib: u64) -> Result<(), String> {
+        let memory = self.memory.as_ref().ok_or("no memory")?;
+        let amount = usize::try_from(amount_mib.min(BALLOON_MIB)).map_err(words)? * PAGES_PER_MIB;
+        let first = memory.page_count() - amount;
+        let mut page = [0; PAGE_SIZE];
+        for i in (first..memory.page_count()).step_by(2) {
+            memory.read_page(i, &mut page);
+            if page != STALE && page != [0; PAGE_SIZE] {
+                return Err(format!("page {i} is wrong before it was given back"));
+            }
+        }
+        // A balloon gives back what the guest finds, in many small ranges.
+        for i in (first..memory.page_count()).step_by(16) {
+            memory.discard(i, 16.min(memory.page_count() - i)).map_err(words)?;
+        }
+        for i in first..memory.page_count() {
+            memory.read_page(i, &mut page);
+            if page != [0; PAGE_SIZE] {
+                return Err(format!("page {i} was given back and came again"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The one message to the page-fault handler.
+fn introduce(socket: &std::path::Path, memory: &GuestMemory, uffd: &Uffd) -> Result<(), String> {
+    let half = memory.len() / 2 / PAGE_SIZE * PAGE_SIZE;
+    // Firecracker has as many regions as its guest's address space has parts; here, two.
+    let region = |from: usize, to: usize| {
+        json!({
+            "base_host_virt_addr": memory.address() + from as u64,
+            "size": to - from,
+            "offset": from,
+            "page_size": PAGE_SIZE,
+            "page_size_kib": PAGE_SIZE,
+        })
+    };
+    let regions = json!([region(0, half), region(half, memory.len())]).to_string();
+    let stream = UnixStream::connect(socket).map_err(words)?;
+    let fds = [uffd.as_fd().as_raw_fd()];
+    sendmsg::<()>(
+        stream.as_raw_fd(),
+        &[IoSlice::new(regions.as_bytes())],
+        &[ControlMessage::ScmRights(&fds)],
+        MsgFlags::empty(),
+        None,
+    )
+    .map_err(words)?;
+    std::mem::forget(stream);
+    Ok(())
+}
