@@ -7,5 +7,6 @@
 
 mod capture;
 mod emit;
+mod evacuate;
 mod launch;
 mod support;

@@ -4,11 +4,15 @@ use super::super::error::QemuError;
 use super::super::qmp::{Qmp, QmpEvent};
 use super::CaptureOptions;
 use serde_json::{Value, json};
-use std::sync::atomic::Ordering::Relaxed;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 /// How long a migration may take to say how it ended, once its stream has.
 const END_WITHIN: Duration = Duration::from_secs(10);
+
+/// How often the monitor is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Deadlines of one capture.
 pub(super) struct Clock {
@@ -26,8 +30,8 @@ impl Clock {
 
     /// To be called every now and then: ends what takes too long or is cancelled, and stops a source that dirties its
     /// memory faster than it can be read.
-    pub(super) fn check(&mut self, qmp: &mut Qmp, options: &CaptureOptions<'_>) -> Result<(), QemuError> {
-        if options.cancel.is_some_and(|cancel| cancel.load(Relaxed)) {
+    pub(super) fn check(&mut self, qmp: &mut Qmp, cancel: Option<&AtomicBool>) -> Result<(), QemuError> {
+        if cancel.is_some_and(|cancel| cancel.load(Relaxed)) {
             let reason = "it was cancelled here".to_owned();
             return Err(QemuError::Migration { status: "cancelled".to_owned(), reason });
         }
@@ -42,6 +46,39 @@ impl Clock {
         }
         Ok(())
     }
+}
+
+/// Does `work`, which reads the stream, and looks at the monitor beside it, until `look` says that this is enough. Never one
+/// after the other: QEMU writes the last of the stream with its main loop held up, so an answer may come only once
+/// the stream is read on. If either fails, the socket is shut, and so ends the other.
+pub(super) fn watched<T>(
+    qmp: &mut Qmp,
+    socket: &UnixStream,
+    mut look: impl FnMut(&mut Qmp) -> Result<bool, QemuError> + Send,
+    work: impl FnOnce() -> Result<T, QemuError>,
+) -> Result<T, QemuError> {
+    let done = AtomicBool::new(false);
+    let close = || {
+        // If it is closed already, all the better.
+        let _ = socket.shutdown(std::net::Shutdown::Both);
+    };
+    std::thread::scope(|scope| {
+        let watcher = scope.spawn(|| {
+            while !done.load(Relaxed) && look(qmp).inspect_err(|_| close())? {
+                std::thread::park_timeout(LOOK_EVERY);
+            }
+            Ok(())
+        });
+        let outcome = work();
+        if outcome.is_err() {
+            close();
+        }
+        done.store(true, Relaxed);
+        watcher.thread().unpark();
+        let watched: Result<(), QemuError> = watcher.join().expect("the watcher does not panic");
+        // What went wrong first at the monitor is the reason why the stream broke off.
+        outcome.map_err(|error| watched.err().unwrap_or(error))
+    })
 }
 
 /// Waits for the migration to be over; it ended well if this does.

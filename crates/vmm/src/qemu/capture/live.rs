@@ -16,13 +16,10 @@ use serde_json::json;
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
 
 /// What is read at once.
 const BUFFER_BYTES: usize = 1 << 20;
 const _: () = assert!(BUFFER_BYTES >= 2 * INPUT_BYTES_MIN);
-/// How often deadlines are looked at while nothing comes.
-const POLL: Duration = Duration::from_millis(50);
 
 pub(super) type Taken = (DeviceState, ImageFormat, CaptureFigures);
 
@@ -39,12 +36,19 @@ pub(super) fn take(
     settings::prepare(qmp, wanted)?;
     let mut sink = Sink::new(RamFile::new(image, options.image), fingerprint);
     let (ours, theirs) = UnixStream::pair().map_err(QemuError::io("make a socket for", options.image))?;
-    ours.set_read_timeout(Some(POLL)).map_err(QemuError::io("set up a socket for", options.image))?;
     qmp.send_fd("scatter", &theirs)?;
     drop(theirs);
     qmp.take_events();
     qmp.execute("migrate", json!({"uri": "fd:scatter"}))?;
-    read_stream(ours, &mut sink, qmp, options)?;
+    let (mut clock, cancel) = (Clock::start(options), options.cancel);
+    let look = |qmp: &mut Qmp| clock.check(qmp, cancel).map(|()| true);
+    let read = driver::watched(qmp, &ours, look, || read_stream(&ours, &mut sink, options));
+    if let Err(error @ QemuError::Stream(StreamError::CutOff { .. })) = read {
+        // QEMU's own reason is better than ours, if it has one.
+        driver::completed(qmp)?;
+        return Err(error);
+    }
+    read?;
     driver::completed(qmp)?;
     if !shared.is_empty() {
         shared::copy(shared, &sink.blocks, sink.ram.file(), options.image)?;
@@ -54,13 +58,11 @@ pub(super) fn take(
 
 /// Reads until the source closes the stream, which must be whole then.
 fn read_stream(
-    mut socket: UnixStream,
+    mut socket: &UnixStream,
     sink: &mut Sink,
-    qmp: &mut Qmp,
     options: &CaptureOptions<'_>,
 ) -> Result<(), QemuError> {
     let mut parser = Parser::new(BlockPlan::default());
-    let mut clock = Clock::start(options);
     let mut buffer = vec![0; BUFFER_BYTES];
     let mut len = 0;
     loop {
@@ -69,23 +71,14 @@ fn read_stream(
                 sink.figures.stream_bytes = parser.at();
                 return Ok(());
             }
-            Ok(0) => {
-                // QEMU's own reason is better than ours, if it has one.
-                driver::completed(qmp)?;
-                return Err(parser.cut_off().into());
-            }
+            Ok(0) => return Err(parser.cut_off().into()),
             Ok(more) => len += more,
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    std::io::ErrorKind::WouldBlock | std::io::ErrorKind::Interrupted
-                ) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
             Err(error) => return Err(QemuError::io("read the stream into", options.image)(error)),
         }
         let used = parser.feed(&buffer[..len], |event| sink.event(event))?;
         buffer.copy_within(used..len, 0);
         len -= used;
-        clock.check(qmp, options)?;
     }
 }
 
@@ -153,24 +146,37 @@ impl Sink {
         Ok(())
     }
 
+    /// What followed the end of RAM.
+    pub(super) fn tail(&self) -> &[u8] {
+        &self.tail
+    }
+
     /// The whole, once the stream has ended.
-    pub(super) fn finish(mut self) -> Result<Taken, QemuError> {
-        self.ram.flush()?;
+    pub(super) fn finish(self) -> Result<Taken, QemuError> {
         let tail = split_tail(&self.tail)?;
         let (devices, description) = (tail.devices.to_vec(), tail.description.to_vec());
-        // The image has all pages, so whoever sends it decides anew.
-        let prefix = without_capabilities(&self.prefix);
+        let (_, state, figures) = self.into_parts(devices)?;
+        Ok((DeviceState { description, ..state }, ImageFormat::Raw, figures))
+    }
+
+    /// Memory with all that came so far, and the state with these device sections.
+    pub(super) fn into_parts(
+        mut self,
+        devices: Vec<u8>,
+    ) -> Result<(RamFile, DeviceState, CaptureFigures), QemuError> {
+        self.ram.flush()?;
         let state = DeviceState {
-            prefix,
+            // The image has all pages, so whoever sends it decides anew.
+            prefix: without_capabilities(&self.prefix),
             section: self.section,
             early: self.early,
             switchover_start: self.switchover_start,
             devices,
-            description,
+            description: Vec::new(),
             blocks: self.blocks,
             fingerprint: self.fingerprint,
         };
-        Ok((state, ImageFormat::Raw, self.figures))
+        Ok((self.ram, state, self.figures))
     }
 }
 

@@ -47,7 +47,7 @@ fn run(qmp: &mut Qmp, options: &CaptureOptions<'_>) -> Result<(), QemuError> {
         if !matches!(status.as_str(), Some("setup" | "active" | "device" | "none")) {
             return driver::completed(qmp);
         }
-        clock.check(qmp, options)?;
+        clock.check(qmp, options.cancel)?;
         std::thread::sleep(Duration::from_millis(2));
     }
 }

@@ -5,14 +5,19 @@
 //! | `SharedRam` | RAM in a shared file, and a file system that copies by reference unless the VM stays stopped | stopped for the device state only |
 //! | `MappedRam` | QEMU 9.0; asked for by name | runs while its pages are written |
 //! | `LiveStream` | nothing | runs while its pages are sent |
+//!
+//! [`evacuate`] takes a VM away by pre-copy and post-copy: the source cannot go on by itself afterwards.
 
 mod driver;
+mod evacuate;
 mod live;
 mod mapped;
+mod patience;
 mod ram_file;
 mod settings;
 mod shared;
 
+pub use evacuate::{EvacuateOptions, Evacuated, Switched, evacuate};
 pub use ram_file::RamFile;
 
 use super::error::QemuError;

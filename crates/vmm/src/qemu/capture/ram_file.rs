@@ -2,12 +2,16 @@
 
 use super::super::error::QemuError;
 use super::super::stream::{Block, PAGE_BYTES};
+use nix::fcntl::{FallocateFlags, fallocate};
 use pages::Bitmap;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+/// As file offsets are counted.
+const PAGE_BYTES_I: i64 = 4096;
 /// Pages that are gathered before they are written together.
 const RUN_PAGES: usize = 64;
 
@@ -90,5 +94,23 @@ impl RamFile {
         let outcome: io::Result<()> = self.file.write_all_at(&self.run, at);
         self.run.clear();
         outcome.map_err(QemuError::io("write", &self.path))
+    }
+
+    /// Takes pages away, so that they read as zeros.
+    ///
+    /// # Errors
+    ///
+    /// [`QemuError::Io`].
+    pub fn clear(&mut self, pages: Range<u32>) -> Result<(), QemuError> {
+        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        let (at, len) = (i64::from(pages.start), i64::from(pages.end - pages.start));
+        fallocate(&self.file, flags, at * PAGE_BYTES_I, len * PAGE_BYTES_I)
+            .map_err(|error| QemuError::io("clear pages of", &self.path)(error.into()))
+    }
+
+    /// The file, once everything is flushed.
+    #[must_use]
+    pub fn into_file(self) -> File {
+        self.file
     }
 }

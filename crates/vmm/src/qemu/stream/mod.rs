@@ -31,7 +31,7 @@ pub use ram::{Block, BlockPlan};
 pub use return_path::{
     BITMAP_BYTES_MAX, BITMAP_END_MARK, RETURN_HEADER_BYTES, ReturnMessage, received_bitmap,
 };
-pub use tail::{Tail, split_tail};
+pub use tail::{Tail, package_devices, split_tail};
 pub use writer::{
     RamWriter, with_ignore_shared, without_capabilities, write_command, write_description, write_end,
 };

@@ -1,6 +1,8 @@
 //! What follows RAM: device sections without lengths, the end mark, a description.
 
+use super::command::Command;
 use super::error::StreamError;
+use super::writer::write_command;
 use super::{SECTION_DESCRIPTION, SECTION_EOF};
 
 /// The parts of a tail, as they stand in it.
@@ -10,6 +12,24 @@ pub struct Tail<'a> {
     pub devices: &'a [u8],
     /// The description, JSON; empty if the machine type writes none.
     pub description: &'a [u8],
+}
+
+/// The device sections of a post-copy package: what stands between LISTEN and RUN. `None` if it is no such package.
+#[must_use]
+pub fn package_devices(package: &[u8]) -> Option<&[u8]> {
+    let command = |command: &Command| {
+        let mut bytes = Vec::new();
+        write_command(&mut bytes, command);
+        bytes
+    };
+    let rest = package.strip_prefix(command(&Command::PostcopyListen).as_slice())?;
+    let rest = rest.strip_suffix(command(&Command::PostcopyRun).as_slice())?;
+    // QEMU asks for an answer before RUN. Device state does not end like this: it ends with a footer.
+    let ping = command(&Command::Ping(0));
+    match rest.split_last_chunk::<9>() {
+        Some((devices, last)) if last[..5] == ping[..5] => Some(devices),
+        _ => Some(rest),
+    }
 }
 
 /// Splits what follows the end of RAM in a pre-copy stream.
