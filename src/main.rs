@@ -29,6 +29,8 @@ fn main() -> ExitCode {
         Command::Plan(args) => commands::plan::run(&args),
         Command::Simulate(args) => commands::simulate::run(&args),
         Command::Send(args) => commands::send::run(&args),
+        Command::Clone(args) => commands::send::clone(&args.send),
+        Command::Microvm(args) => commands::microvm::run(&args),
         Command::Report(args) => commands::report::run(&args),
         Command::Doctor(args) => commands::doctor::run(&args),
         Command::Schema(args) => commands::schema::run(&args),

@@ -60,6 +60,7 @@ fn fleet(hosts: usize, vms: usize) -> (Inventory, Signatures) {
         memory_mib: 512 << random.below(4),
         vcpus: 1,
         tenant: None,
+        launch: None,
         to: Target::Clones(1),
         affinity: Vec::new(),
         anti_affinity: if v % 20 == 1 { vec![format!("v{}", v - 1)] } else { Vec::new() },

@@ -10,6 +10,7 @@ pub use network::{Host, Isolation, Multicast, Rack, Source, Topology};
 pub use validate::{Problem, Problems};
 
 use crate::FORMAT_VERSION;
+use crate::launch::Launch;
 
 /// Hosts, VMs, constraints and the multicast range: the input of `scatter plan`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -55,6 +56,9 @@ pub struct Vm {
     /// Whom it belongs to. VMs without a tenant belong to one nameless tenant.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tenant: Option<String>,
+    /// How it is started at its hosts while its memory arrives, by `scatter clone`. Default: its memory is a file there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub launch: Option<Launch>,
     /// How many copies, or where. Default: one copy, on the host that suits best.
     #[serde(default)]
     pub to: Target,

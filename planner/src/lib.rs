@@ -43,6 +43,7 @@
 mod check;
 mod host_set;
 pub mod inventory;
+mod launch;
 mod make;
 mod network;
 mod place;
@@ -57,6 +58,7 @@ pub mod simulate;
 pub use check::{Violation, check, check_images};
 pub use host_set::HostSet;
 pub use inventory::{Inventory, InventoryError, Isolation};
+pub use launch::Launch;
 pub use make::{PlanError, make_plan, segment_weights};
 pub use network::{Link, LinkKind, Network};
 pub use place::{Change, Constraint, Infeasible, Method, PlaceError, Placement, Resource, place, place_by};

@@ -149,6 +149,7 @@ fn planned_vms(inventory: &Inventory, placement: &Placement) -> Vec<PlannedVm> {
         hosts: names(inventory, hosts),
         instances: if instances.iter().all(|&count| count == 1) { Vec::new() } else { instances.clone() },
         stamp: None,
+        launch: vm.launch.clone(),
     });
     planned.collect()
 }

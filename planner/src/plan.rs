@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::check::{Violation, check};
 use crate::host_set::host_index;
 use crate::inventory::{Host, ImageFormat, Isolation, Multicast, Source, Topology, format_version};
+use crate::launch::Launch;
 use crate::pool::{Pool, PoolError};
 use crate::{FORMAT_VERSION, GroupLimits, HostSet, Network, SegmentWeight};
 
@@ -81,6 +82,9 @@ pub struct PlannedVm {
     /// The image as it was when the plan was made. Default: it was not looked at.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stamp: Option<ImageStamp>,
+    /// How it is started at its hosts while its memory arrives, by `scatter clone`. Default: its memory is a file there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub launch: Option<Launch>,
 }
 
 /// What tells an image that was written since from one that was not.

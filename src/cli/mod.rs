@@ -1,6 +1,7 @@
 //! Flags: what may be written on the command line, and how it ends.
 
 pub(crate) mod args;
+pub(crate) mod clones;
 pub(crate) mod exit;
 pub(crate) mod parse;
 
@@ -46,6 +47,8 @@ pub(crate) enum Command {
     Plan(args::Plan),
     Simulate(args::Simulate),
     Send(Box<args::Send>),
+    Clone(Box<clones::Clone>),
+    Microvm(clones::Microvm),
     Report(args::Report),
     Doctor(args::Doctor),
     Schema(args::Schema),

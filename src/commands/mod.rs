@@ -4,6 +4,7 @@ pub(crate) mod demo;
 pub(crate) mod doctor;
 pub(crate) mod keys;
 pub(crate) mod measure;
+pub(crate) mod microvm;
 pub(crate) mod plan;
 pub(crate) mod receive;
 pub(crate) mod report;

@@ -61,14 +61,15 @@ fn reachable_images(inventory: &Inventory, args: &Args) -> Outcome<Inventory> {
         return Ok(planned);
     }
     for vm in &mut planned.vms {
-        let path = images::path_beside(&args.inventory, &vm.image);
-        let path = std::path::absolute(&path).or_exit(Exit::Input)?;
-        vm.image = path.into_os_string().into_string().map_err(|path| {
-            Failure::new(
-                Exit::Input,
-                format!("VM {}: the image's path {} is not UTF-8", vm.name, path.display()),
-            )
-        })?;
+        let attachments = vm.launch.iter_mut().flat_map(|launch| launch.attachments.values_mut());
+        for path in attachments.chain([&mut vm.image]) {
+            let whole = images::path_beside(&args.inventory, path);
+            let whole = std::path::absolute(&whole).or_exit(Exit::Input)?;
+            *path = whole.into_os_string().into_string().map_err(|path| {
+                let message = format!("VM {}: the path {} is not UTF-8", vm.name, path.display());
+                Failure::new(Exit::Input, message)
+            })?;
+        }
     }
     Ok(planned)
 }

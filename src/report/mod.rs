@@ -1,9 +1,11 @@
 //! What a transfer leaves in writing: `report.json`, its text, and its HTML page.
 
 mod charts;
+mod clones;
 mod html;
 mod text;
 
+pub(crate) use clones::{CloneReport, ClonesReport};
 pub(crate) use html::page;
 pub(crate) use text::text;
 
@@ -52,6 +54,9 @@ pub(crate) struct TransferReport {
     pub(crate) cost: Cost,
     /// The segments, in the order of sending.
     pub(crate) segments: Vec<SegmentReport>,
+    /// Clones that were started while their memory arrived; only from `clone`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) clones: Option<ClonesReport>,
     /// Other ways on the same links; only from `demo`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) comparison: Option<Comparison>,

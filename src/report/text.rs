@@ -20,6 +20,9 @@ pub(crate) fn text(report: &TransferReport) -> String {
         time(report.times.prepare_s),
     );
     hosts(&mut out, report);
+    if let Some(clones) = &report.clones {
+        super::clones::text(&mut out, clones);
+    }
     classes(&mut out, report);
     network(&mut out, report);
     cost(&mut out, report);

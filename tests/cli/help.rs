@@ -2,7 +2,7 @@
 
 use crate::support::Bench;
 
-const COMMANDS: [&str; 12] = [
+const COMMANDS: [&str; 14] = [
     "demo",
     "keys",
     "receive",
@@ -10,6 +10,8 @@ const COMMANDS: [&str; 12] = [
     "plan",
     "simulate",
     "send",
+    "clone",
+    "microvm",
     "report",
     "doctor",
     "schema",

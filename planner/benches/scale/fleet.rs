@@ -82,6 +82,7 @@ fn vm(v: usize, vms: usize, random: &mut Random) -> Vm {
         memory_mib: 1024 << random.below(3),
         vcpus: 1 << u32::try_from(random.below(3)).expect("few"),
         tenant: Some(format!("t{}", v % 7)),
+        launch: None,
         to: Target::Clones(clones),
         clones_per_host: 1,
         affinity: if v % 40 == 13 { vec![format!("v{}", v - 1)] } else { Vec::new() },

@@ -141,6 +141,7 @@ impl Small {
             memory_mib: vm.memory,
             vcpus: vm.vcpus,
             tenant: (vm.tenant > 0).then(|| format!("t{}", vm.tenant)),
+            launch: None,
             to: if pins.is_empty() { Target::Clones(vm.copies) } else { Target::Hosts(pins) },
             clones_per_host: vm.per_host,
             affinity: others(vm.with).filter(|&o| !is_apart(o)).map(|o| format!("v{o}")).collect(),

@@ -5,6 +5,7 @@ use crate::units::{bit_rate, bytes, float, time};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use planner::Plan;
 use sender::driver::Progress;
+use sender::guests::CloneOutcome;
 use sender::prepare::Prepared;
 use sender::session::Phase;
 use serde_json::json;
@@ -35,6 +36,8 @@ pub(super) struct Display {
     style: Style,
     hosts: Vec<String>,
     phases: Vec<Phase>,
+    /// What was last told of each clone.
+    clones: Vec<&'static str>,
     told: Duration,
     /// When data began to flow.
     flowing: Option<Duration>,
@@ -50,7 +53,14 @@ impl Display {
             false => Style::Lines,
         };
         let hosts: Vec<String> = plan.hosts.iter().map(|host| host.name.clone()).collect();
-        Self { style, phases: vec![Phase::Absent; hosts.len()], hosts, told: Duration::ZERO, flowing: None }
+        Self {
+            style,
+            phases: vec![Phase::Absent; hosts.len()],
+            hosts,
+            clones: Vec::new(),
+            told: Duration::ZERO,
+            flowing: None,
+        }
     }
 
     pub(super) fn reading(&self, images: &[Arc<MappedImage>]) {
@@ -93,6 +103,7 @@ impl Display {
             self.flowing = Some(progress.elapsed);
         }
         self.phase_changes(progress);
+        self.clone_changes(progress);
         let due = progress.elapsed >= self.told + LINE_EVERY;
         if due {
             self.told = progress.elapsed;
@@ -132,6 +143,38 @@ impl Display {
                     say(&format!("{elapsed:6.1} s  {name}: failed: {reason}"))
                 }
                 (Style::Lines, _) => say(&format!("{elapsed:6.1} s  {name}: {}", phase_name(phase))),
+            }
+        }
+    }
+
+    /// What became of a clone, too.
+    fn clone_changes(&mut self, progress: &Progress) {
+        let clones = progress.clones.all();
+        self.clones.resize(clones.len(), "");
+        for (clone, told) in clones.iter().zip(&mut self.clones) {
+            let state = match clone {
+                CloneOutcome { failed: Some(_), .. } => "failed",
+                CloneOutcome { ended: true, .. } => "ended",
+                CloneOutcome { complete: Some(_), .. } => "independent",
+                CloneOutcome { running: Some(_), .. } => "running",
+                _ => "",
+            };
+            if *told == state {
+                continue;
+            }
+            *told = state;
+            let (host, elapsed) = (&self.hosts[clone.host], progress.elapsed.as_secs_f64());
+            let reason = clone.failed.as_ref().map_or(String::new(), |reason| format!(": {reason}"));
+            match &self.style {
+                Style::Json => say(&json!({"event": "clone", "elapsed_s": elapsed, "clone": clone.name, "host": host,
+                    "state": state, "reason": clone.failed, "running_s": clone.running.map(|at| at.as_secs_f64()),
+                    "faults": clone.faults.here + clone.faults.network(), "network_faults": clone.faults.network()})
+                .to_string()),
+                Style::Bars(bars) if state == "failed" => {
+                    let _ = bars.all.println(format!("{} on {host}: failed{reason}", clone.name));
+                }
+                Style::Bars(_) => {}
+                Style::Lines => say(&format!("{elapsed:6.2} s  {} on {host}: {state}{reason}", clone.name)),
             }
         }
     }

@@ -1,5 +1,6 @@
 //! `scatter send`: a plan, checked, becomes a transfer.
 
+mod clones;
 mod display;
 mod outcome;
 mod schedule;
@@ -39,7 +40,17 @@ const UNIFORM_RUN_BYTES: u64 = 4;
 /// How often images are looked at while they are sent.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
 
+/// Memory files.
 pub(crate) fn run(args: &Send) -> Outcome {
+    send(args, false)
+}
+
+/// `scatter clone`: VMs that are started while their memory arrives.
+pub(crate) fn clone(args: &Send) -> Outcome {
+    send(args, true)
+}
+
+fn send(args: &Send, launch: bool) -> Outcome {
     let start = Instant::now();
     let plan = read_plan(&args.group)?;
     let interface = sending_interface(args.interface.as_deref(), &plan)?;
@@ -52,6 +63,7 @@ pub(crate) fn run(args: &Send) -> Outcome {
     let interrupt = interrupt::install().or_exit(Exit::System)?;
     let mut display = Display::new(&plan, args.json);
     let images = open(&plan, &args.group)?;
+    let guests = if launch { clones::guests(&plan, &args.group)? } else { Vec::new() };
     let threads = threads(args.threads);
     display.reading(&images);
     let prepared = Arc::new(Prepared::new(vm_inputs(&plan, &images), threads));
@@ -89,7 +101,7 @@ pub(crate) fn run(args: &Send) -> Outcome {
         session: session_config(args, &plan, symbol),
         encode: EncodePlan::new(encoding, ratio, symbol),
         threads,
-        guests: Vec::new(),
+        guests,
     };
     let mut sent = Sent::new(&plan, &prepared, &schedule, settings, prepare);
     transfer(&prepared, &schedule, config, &images, &interrupt, &mut display, &mut sent)?;
@@ -144,7 +156,8 @@ fn finish(
         );
         return Err(Failure { exit: Exit::Input, error });
     }
-    Ok(verdict(&report, interrupted))
+    let hosts = verdict(&report, interrupted);
+    Ok(report.clones.as_ref().map_or(hosts, |of| clones::verdict(of, hosts)))
 }
 
 fn verdict(report: &TransferReport, interrupted: bool) -> Exit {

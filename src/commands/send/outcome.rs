@@ -72,6 +72,7 @@ impl<'a> Sent<'a> {
             state: state.to_owned(),
             started_unix_s: self.started_at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
             vms: self.vms(),
+            clones: super::clones::report(self.plan, &outcome, self.prepare),
             classes: self.classes(),
             delivered_bytes,
             network: self.network(&outcome),

@@ -1,0 +1,20 @@
+//! What a VM needs, beside its memory, to be started at its hosts while the memory arrives.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// A VM that `scatter clone` starts. The planner passes this on; `scatter send` does not look at it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Launch {
+    /// What runs it, as hosts allow it by `scatter receive --launch`: `microvm`.
+    pub kind: String,
+    /// Files of device state and settings, by the name that the kind knows them by: `{"state": "golden.state"}`. Relative paths
+    /// start at the plan.
+    pub attachments: BTreeMap<String, String>,
+    /// What the host's program must be able to run (version, machine, CPU), for kinds that compare it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub fingerprint: String,
+}

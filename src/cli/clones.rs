@@ -1,0 +1,47 @@
+//! The flags of `clone` and `microvm`.
+
+use super::args::Send;
+use clap::Args;
+use std::path::PathBuf;
+
+/// Clones running VMs: each starts at its host while its memory still arrives
+#[derive(Args, Debug)]
+#[command(after_help = "\
+The plan's VMs that are to be started have `launch`; how many clones of each start on a host is told by `instances`:
+  \"vms\": [{\"name\": \"golden\", \"image\": \"golden.mem\", \"memory_mib\": 64, \"to\": {\"clones\": 32}, \"clones_per_host\": 4,
+           \"launch\": {\"kind\": \"microvm\", \"attachments\": {\"state\": \"golden.state\"}}}]
+Each host must allow the kind: scatter receive --launch microvm. Device state goes out first; a clone's page faults are answered
+ahead of all other data, while multicast brings the rest. It ends when every clone has all of its memory, or is over.
+
+Examples:
+  scatter microvm golden --size 64
+  scatter clone --group plan.json --keys keys/src
+  scatter clone --group plan.json --json | jq 'select(.event == \"clone\")'
+  scatter clone --group plan.json --report clones.json")]
+pub(crate) struct Clone {
+    /// As `scatter send`
+    #[command(flatten)]
+    pub(crate) send: Send,
+}
+
+/// Makes a snapshot to clone: a small self-checking guest on KVM, for trials and never a product
+#[derive(Args, Debug)]
+#[command(after_help = "\
+DIR gets `memory` (raw) and `state`: the image and the attachment of a plan's VM with `launch` kind `microvm`.
+
+Examples:
+  scatter microvm golden
+  scatter microvm golden --size 256 --seed 7")]
+pub(crate) struct Microvm {
+    /// The directory, made if need be
+    pub(crate) dir: PathBuf,
+    /// MiB of memory
+    #[arg(long, value_name = "MIB", default_value_t = 32, value_parser = clap::value_parser!(u64).range(16..=3072))]
+    pub(crate) size: u64,
+    /// Decides the memory's contents
+    #[arg(long, default_value_t = 1)]
+    pub(crate) seed: u64,
+    /// Pages that the guest checks between two of its reports
+    #[arg(long, value_name = "PAGES", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) step: u32,
+}

@@ -1,0 +1,42 @@
+//! `scatter microvm`: a snapshot of a small guest that checks itself.
+
+use crate::cli::clones::Microvm;
+use crate::cli::exit::{Coded, Exit, Failure, Outcome};
+use crate::units;
+use anyhow::Context;
+use std::fs::File;
+use std::time::Duration;
+use vmm::microvm::{Config, MicroVm, Pattern, Report, Workload};
+
+/// The guest writes all of its memory first.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+pub(crate) fn run(args: &Microvm) -> Outcome {
+    let workload = Workload { pattern: Pattern::Random, step: args.step, write_percent: 20, idle_us: 2_000 };
+    let config = Config { memory_mib: args.size, seed: args.seed, workload, ..Config::default() };
+    let mut vm = MicroVm::boot(&config).or_exit(Exit::System)?;
+    let ticked = vm.console().wait(0, PATIENCE, |report| matches!(report, Report::Tick { .. }));
+    if ticked.is_none() {
+        let ended = vm.console().ended().unwrap_or_else(|| "it said nothing for a minute".into());
+        return Err(Failure::new(Exit::System, format!("the guest did not come up: {ended}")));
+    }
+    vm.pause().or_exit(Exit::System)?;
+    let state = vm.capture().or_exit(Exit::System)?.to_bytes();
+    std::fs::create_dir_all(&args.dir)
+        .with_context(|| format!("cannot make {}", args.dir.display()))
+        .or_exit(Exit::Input)?;
+    let (memory, to) = (args.dir.join("memory"), args.dir.join("state"));
+    let file = File::create(&memory).with_context(|| format!("cannot write {}", memory.display()));
+    vm.memory().write_to(&file.or_exit(Exit::Input)?).or_exit(Exit::Input)?;
+    std::fs::write(&to, &state)
+        .with_context(|| format!("cannot write {}", to.display()))
+        .or_exit(Exit::Input)?;
+    println!(
+        "{}: {} of memory; {}: {} of state",
+        memory.display(),
+        units::bytes(args.size << 20),
+        to.display(),
+        units::bytes(state.len() as u64)
+    );
+    Ok(Exit::Done)
+}

@@ -1,0 +1,112 @@
+//! What became of clones, in the report.
+
+use crate::units::{bytes, float, time};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::fmt::Write;
+
+/// Clones that were started while their memory arrived. Times in seconds from the start of the command; a clone's word has come
+/// back to the sender by then.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ClonesReport {
+    /// Clones that ran.
+    pub(crate) running: u64,
+    /// Half of them executed an instruction by then.
+    pub(crate) first_instruction_p50_s: Option<f64>,
+    /// 99 of 100 did.
+    pub(crate) first_instruction_p99_s: Option<f64>,
+    /// The last one did.
+    pub(crate) first_instruction_last_s: Option<f64>,
+    /// Page faults on pages that were on the host already. Faults are counted up to the moment when a clone depended on nobody.
+    pub(crate) faults_here: u64,
+    /// … that a block brought while the fault waited.
+    pub(crate) faults_block: u64,
+    /// … that the sender answered.
+    pub(crate) faults_sender: u64,
+    /// … that another receiver answered.
+    pub(crate) faults_peer: u64,
+    /// Share of the faults that waited for the network.
+    pub(crate) network_fault_ratio: Option<f64>,
+    /// Pages that the sender sent because a guest waited for them.
+    pub(crate) pages_answered: u64,
+    /// Pages that it sent with them, ahead of faults.
+    pub(crate) pages_ahead: u64,
+    /// Pages asked for while on their way, and not sent again.
+    pub(crate) wants_suppressed: u64,
+    /// Encoded bytes of all answers.
+    pub(crate) answer_bytes: u64,
+    /// Each clone.
+    pub(crate) clones: Vec<CloneReport>,
+}
+
+/// One clone.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct CloneReport {
+    /// Its name.
+    pub(crate) name: String,
+    /// The VM that it is a clone of.
+    pub(crate) vm: String,
+    /// Its host.
+    pub(crate) host: String,
+    /// When it executed an instruction.
+    pub(crate) first_instruction_s: Option<f64>,
+    /// When it had all of its memory.
+    pub(crate) independent_s: Option<f64>,
+    /// Why it could not start, or was ended.
+    pub(crate) failed: Option<String>,
+    /// It ended by itself.
+    pub(crate) ended: bool,
+    /// See [`ClonesReport`].
+    pub(crate) faults_here: u64,
+    /// See [`ClonesReport`].
+    pub(crate) faults_block: u64,
+    /// See [`ClonesReport`].
+    pub(crate) faults_sender: u64,
+    /// See [`ClonesReport`].
+    pub(crate) faults_peer: u64,
+    /// Half of its faults that had to wait took at most so many microseconds.
+    pub(crate) waited_p50_us: u32,
+    /// 99 of 100 did.
+    pub(crate) waited_p99_us: u32,
+}
+
+/// As text.
+pub(super) fn text(out: &mut String, clones: &ClonesReport) {
+    let seconds = |at: Option<f64>| at.map_or("–".to_owned(), time);
+    let _ = writeln!(
+        out,
+        "\n{} of {} clones ran; first instruction after {} (half), {} (99 %), {} (last)",
+        clones.running,
+        clones.clones.len(),
+        seconds(clones.first_instruction_p50_s),
+        seconds(clones.first_instruction_p99_s),
+        seconds(clones.first_instruction_last_s),
+    );
+    let _ = writeln!(
+        out,
+        "page faults: {} on pages here, {} waited for a block, {} for the sender, {} for a peer{}",
+        clones.faults_here,
+        clones.faults_block,
+        clones.faults_sender,
+        clones.faults_peer,
+        clones
+            .network_fault_ratio
+            .map_or(String::new(), |ratio| format!(" ({:.0} % by the network)", ratio * 100.0)),
+    );
+    let p99 = clones.clones.iter().map(|clone| clone.waited_p99_us).max().unwrap_or(0);
+    let _ = writeln!(
+        out,
+        "answers: {} pages and {} ahead of faults, {}; the slowest clone's p99 of waits {}",
+        clones.pages_answered,
+        clones.pages_ahead,
+        bytes(clones.answer_bytes),
+        time(float(p99.into()) / 1e6),
+    );
+    for clone in &clones.clones {
+        if let Some(reason) = &clone.failed {
+            let _ = writeln!(out, "{} on {}: failed: {reason}", clone.name, clone.host);
+        }
+    }
+}
