@@ -73,7 +73,7 @@ impl Driver<'_> {
         let mut running =
             Running { driver: self, session, workers, vms, cpu_at_start, placed: false, all_complete: None };
         if let Some(guests) = &mut running.driver.guests {
-            guests.handle_connected();
+            guests.handle_connected(start.elapsed());
         }
         let complete = complete_vms(&running.driver.intake, &running.vms);
         running.session.handle_complete_vms(&complete);
@@ -93,7 +93,7 @@ impl Driver<'_> {
             if let Some(ended) = running.act() {
                 return Ok(ended);
             }
-            if running.tell_complete()
+            if running.tell_complete(start.elapsed())
                 && let Some(ended) = running.act()
             {
                 return Ok(ended);
@@ -220,9 +220,9 @@ impl Running<'_> {
 impl Running<'_> {
     /// Passes on what guests need and tell; and tells that all is complete here, once no guest depends on the sender.
     /// Whether it did so just now.
-    fn tell_complete(&mut self) -> bool {
+    fn tell_complete(&mut self, now: Duration) -> bool {
         if let Some(guests) = &mut self.driver.guests {
-            while let Some(message) = guests.poll() {
+            while let Some(message) = guests.poll(now) {
                 // A closed connection shows itself on the incoming side, with its reason.
                 let _ = self.driver.link.outgoing.send(message.encode());
             }

@@ -36,6 +36,15 @@ impl Lives {
         self.0.is_empty()
     }
 
+    /// How each clone fares, a line each.
+    pub(crate) fn status(&self) -> Vec<String> {
+        let guests = self.0.values().filter_map(|standing| match standing {
+            Standing::Orphaned(live, _) => live.guests.as_ref(),
+            Standing::Running(guests) => Some(guests),
+        });
+        guests.flat_map(Guests::status).collect()
+    }
+
     /// Keeps a transfer whose connection is gone.
     pub(crate) fn keep(&mut self, transfer: String, live: Live) {
         self.0.insert(transfer, Standing::Orphaned(live, Instant::now()));

@@ -171,6 +171,9 @@ impl Service {
             complete = matches!(ended, Ended::Complete(_) | Ended::CompleteUnreleased(_));
             observer(ServiceEvent::Ended(transfer, ended));
         }
+        for line in self.lives.status() {
+            observer(ServiceEvent::Guests(line));
+        }
         Ok(complete)
     }
 

@@ -1,5 +1,6 @@
 //! The flags of each command.
 
+use super::clones::LaunchKind;
 use super::parse::{self, EncodingChoice, Rate, SymbolSize};
 use clap::{Args, Subcommand, ValueEnum};
 use std::net::{IpAddr, SocketAddr};
@@ -142,6 +143,9 @@ pub(crate) struct Receive {
     /// Directory with ca.pem, host.pem and host.key.pem. Default: keys
     #[arg(long, value_name = "DIR", env = "SCATTER_KEYS")]
     pub(crate) keys: Option<PathBuf>,
+    /// What senders may have started here (`scatter clone`); may be given more than once. Default: nothing
+    #[arg(long, value_enum, value_name = "KIND")]
+    pub(crate) launch: Vec<LaunchKind>,
     /// Finished images of other transfers may be replaced
     #[arg(long)]
     pub(crate) replace: bool,

@@ -1,7 +1,8 @@
 //! The flags of `clone` and `microvm`.
 
 use super::args::Send;
-use clap::Args;
+use clap::{Args, ValueEnum};
+use serde::Deserialize;
 use std::path::PathBuf;
 
 /// Clones running VMs: each starts at its host while its memory still arrives
@@ -44,4 +45,12 @@ pub(crate) struct Microvm {
     /// Pages that the guest checks between two of its reports
     #[arg(long, value_name = "PAGES", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(crate) step: u32,
+}
+
+/// `scatter receive --launch`: what senders may have started on a host.
+#[derive(ValueEnum, Deserialize, Clone, Copy, PartialEq, Eq, Debug)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum LaunchKind {
+    /// The project's own micro-VM on KVM, in this process: for trials
+    Microvm,
 }

@@ -1,12 +1,14 @@
 //! `scatter receive`: the process on a target host.
 
 use crate::cli::args::Receive;
+use crate::cli::clones::LaunchKind;
 use crate::cli::exit::{Coded, Exit, Failure, Outcome};
 use crate::commands::{load_keys, read_text};
 use crate::{interrupt, units};
 use anyhow::Context;
 use net::Interface;
 use receiver::driver::Ended;
+use receiver::guests::{GuestConfig, Launch};
 use receiver::service::{Service, ServiceConfig, ServiceError, ServiceEvent};
 use serde::Deserialize;
 use std::io::{Read, Write};
@@ -35,6 +37,8 @@ struct File {
     interface: Option<String>,
     store: Option<PathBuf>,
     keys: Option<PathBuf>,
+    #[serde(default)]
+    launch: Vec<LaunchKind>,
     #[serde(default)]
     replace: bool,
     #[serde(default)]
@@ -87,6 +91,7 @@ fn configure(args: &Receive) -> Outcome<ServiceConfig> {
     let interface = interface.map(|wanted| Interface::find(&wanted)).transpose().or_exit(Exit::System)?;
     let workers = args.workers.or(file.workers).unwrap_or_else(|| super::threads(None).min(WORKERS_MAX));
     let listen = args.listen.or(file.listen);
+    let kinds = if args.launch.is_empty() { file.launch } else { args.launch.clone() };
     Ok(ServiceConfig {
         name,
         listen: listen.unwrap_or_else(|| LISTEN.parse().expect("a constant address")),
@@ -98,9 +103,21 @@ fn configure(args: &Receive) -> Outcome<ServiceConfig> {
         replace: args.replace || file.replace,
         once: args.once || file.once,
         measurable: if args.measure.is_empty() { file.measure } else { args.measure.clone() },
-        guests: receiver::guests::GuestConfig::default(),
+        guests: GuestConfig { launchers: launchers(&kinds)?, ..GuestConfig::default() },
         orphan_timeout: ORPHAN_TIMEOUT,
     })
+}
+
+/// The programs that this host may start for senders.
+fn launchers(kinds: &[LaunchKind]) -> Outcome<Vec<Arc<dyn Launch>>> {
+    let launcher = |kind: &LaunchKind| match kind {
+        LaunchKind::Microvm => {
+            let made = receiver::guests::MicroVms::new();
+            made.map(|made| Arc::new(made) as Arc<dyn Launch>)
+                .map_err(|reason| Failure::new(Exit::System, format!("--launch microvm: {reason}")))
+        }
+    };
+    kinds.iter().map(launcher).collect()
 }
 
 /// Reads the configuration; its relative paths start at the file.

@@ -115,7 +115,8 @@ impl Fleet {
         self.start_receiver_args(host, &format!("keys/{}", name(host)), &[], &["--measure", images]);
     }
 
-    fn start_receiver_args(&mut self, host: u16, keys: &str, wrapper: &[&str], args: &[&str]) {
+    /// The same, with further flags.
+    pub(crate) fn start_receiver_args(&mut self, host: u16, keys: &str, wrapper: &[&str], args: &[&str]) {
         self.started += 1;
         let log = self.dir().join(format!("{}-{}.log", name(host), self.started));
         let mut command = self.command(host, wrapper);
@@ -204,11 +205,16 @@ impl Fleet {
 
     /// Starts sending a plan.
     pub(crate) fn send(&mut self, plan: &Path, args: &[&str]) -> Sending {
+        self.transfer("send", plan, args)
+    }
+
+    /// Starts `send` or `clone` with a plan.
+    pub(crate) fn transfer(&mut self, how: &str, plan: &Path, args: &[&str]) -> Sending {
         self.started += 1;
         let report = self.dir().join(format!("report-{}.json", self.started));
         let log = self.dir().join(format!("send-{}.log", self.started));
         let mut command = self.command(0, &[]);
-        command.args(["send", "--keys", "keys/src", "--interface", self.lab.host(0).interface()]).args(args);
+        command.args([how, "--keys", "keys/src", "--interface", self.lab.host(0).interface()]).args(args);
         command.arg("--group").arg(plan).arg("--report").arg(&report);
         let meter = Meter::start(&self.lab);
         Sending { running: Running::start(command, "scatter send", log), report, meter }

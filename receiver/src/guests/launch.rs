@@ -50,6 +50,7 @@ pub trait Launch: Send + Sync {
 pub struct Ward {
     stop: AtomicBool,
     faults: Mutex<FaultFigures>,
+    status: Mutex<String>,
     tell_running: Box<dyn Fn() + Send + Sync>,
 }
 
@@ -57,7 +58,12 @@ impl Ward {
     /// A ward whose clone is to run; `tell_running` is called at its first instruction.
     #[must_use]
     pub fn new(tell_running: Box<dyn Fn() + Send + Sync>) -> Self {
-        Self { stop: AtomicBool::new(false), faults: Mutex::default(), tell_running }
+        Self {
+            stop: AtomicBool::new(false),
+            faults: Mutex::default(),
+            status: Mutex::default(),
+            tell_running,
+        }
     }
 
     /// The clone executes its first instruction.
@@ -68,6 +74,17 @@ impl Ward {
     /// Notes its page faults so far.
     pub fn note_faults(&self, faults: FaultFigures) {
         *self.faults.lock().unwrap_or_else(PoisonError::into_inner) = faults;
+    }
+
+    /// Notes how it fares, in words.
+    pub fn note_status(&self, status: String) {
+        *self.status.lock().unwrap_or_else(PoisonError::into_inner) = status;
+    }
+
+    /// How it fares, as last noted.
+    #[must_use]
+    pub fn status(&self) -> String {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Its page faults, as last noted.

@@ -10,9 +10,13 @@
 mod attachments;
 mod clone;
 mod launch;
+#[cfg(target_arch = "x86_64")]
+mod microvm;
 mod wants;
 
 pub use launch::{CloneSpec, Launch, Ward};
+#[cfg(target_arch = "x86_64")]
+pub use microvm::MicroVms;
 pub use wants::PrePaging;
 
 use crate::store::{Intake, StoreError};
@@ -24,9 +28,10 @@ use pages::VmId;
 use pages::block::{BlockLimits, ContentRun, Scratch, decode_block};
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 use vmm::lazy::{LazyImage, Origin};
 use wants::Wants;
-use wire::control::{self, Attachment, GuestOffer, GuestState, ToSender};
+use wire::control::{self, Attachment, CloneOffer, GuestOffer, GuestState, ToSender};
 
 /// What a host allows to be started, and how.
 #[derive(Clone, Default)]
@@ -163,12 +168,12 @@ impl Guests {
         self.vms.iter().map(|vm| &vm.offer)
     }
 
-    /// A connection begins: its sender knows nothing of what was asked for and told on the one before.
-    pub fn handle_connected(&mut self) {
+    /// A connection begins, `now` on the clock of [`Guests::poll`]: its sender knows nothing of what was asked for and told on the one before.
+    pub fn handle_connected(&mut self, now: Duration) {
         self.messages.clear();
         for vm in &mut self.vms {
             vm.attachments.restart();
-            vm.wants.restart(&vm.image);
+            vm.wants.restart(&vm.image, now);
             for clone in &mut vm.clones {
                 clone.told_complete = false;
                 if clone.state == State::Running {
@@ -219,10 +224,10 @@ impl Guests {
     }
 
     /// The next message to the sender.
-    pub fn poll(&mut self) -> Option<ToSender> {
+    pub fn poll(&mut self, now: Duration) -> Option<ToSender> {
         self.take_events();
         // What guests wait for goes before what is told of them.
-        let want = self.vms.iter_mut().find_map(|vm| vm.wants.poll(&vm.image));
+        let want = self.vms.iter_mut().find_map(|vm| vm.wants.poll(&vm.image, now));
         if let Some(want) = want {
             return Some(ToSender::Want(want));
         }
@@ -255,6 +260,23 @@ impl Guests {
         let dependent = self.vms.iter().filter(|vm| !vm.image.is_complete());
         let clones = dependent.flat_map(|vm| vm.clones.iter().zip(&vm.offer.clones));
         clones.filter(|(clone, _)| clone.state != State::Over).map(|(_, offer)| offer.name.as_str()).collect()
+    }
+
+    /// How each clone fares, a line each.
+    #[must_use]
+    pub fn status(&self) -> Vec<String> {
+        let clones =
+            self.vms.iter().flat_map(|vm| vm.clones.iter().zip(&vm.offer.clones).map(move |both| (vm, both)));
+        let line = |(vm, (clone, offer)): (&GuestVm, (&Clone, &CloneOffer))| {
+            let depends = if vm.image.is_complete() { "independent" } else { "depends on the sender" };
+            let state = match clone.state {
+                State::Starting => "starting",
+                State::Running => depends,
+                State::Over => "over",
+            };
+            format!("{}: {state}; {}", offer.name, clone.ward.status())
+        };
+        clones.map(line).collect()
     }
 
     /// Pages that are missing will never come: clones that need them are ended by their programs.

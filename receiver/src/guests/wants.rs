@@ -2,11 +2,16 @@
 
 use pages::Bitmap;
 use std::ops::Range;
+use std::time::Duration;
 use vmm::lazy::LazyImage;
 use wire::control::{PageRange, Want};
 use wire::limits;
 
-/// Which pages are asked for beside those that guests wait for. Each can be switched off, and is measured (benches/clone).
+/// Blocks are not awaited any more when none came for so long.
+const BLOCKS_STALL: Duration = Duration::from_millis(500);
+
+/// Which pages are asked for beside those that guests wait for, once blocks do not come any more. While they come, everything
+/// asked for beside faults would be sent twice: to this host now, and to all hosts soon.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum PrePaging {
     /// None.
@@ -30,22 +35,37 @@ pub(super) struct Wants {
     asked: Bitmap,
     /// Demanded on an earlier connection and still missing.
     renewed: Vec<u32>,
+    /// Pages that blocks had brought, when that last changed.
+    by_blocks: (u64, Duration),
 }
 
 impl Wants {
     pub(super) fn new(vm: u16, page_count: u32, pre_paging: PrePaging) -> Self {
-        Self { vm, pre_paging, asked: Bitmap::new(page_count), renewed: Vec::new() }
+        Self {
+            vm,
+            pre_paging,
+            asked: Bitmap::new(page_count),
+            renewed: Vec::new(),
+            by_blocks: (0, Duration::ZERO),
+        }
     }
 
     /// A connection begins: what guests wait for is asked for anew.
-    pub(super) fn restart(&mut self, image: &LazyImage) {
+    pub(super) fn restart(&mut self, image: &LazyImage, now: Duration) {
+        self.by_blocks.1 = now;
         self.asked = Bitmap::new(image.page_count());
         self.renewed = image.outstanding();
         self.renewed.reverse();
     }
 
     /// The next message, if there is something to ask for.
-    pub(super) fn poll(&mut self, image: &LazyImage) -> Option<Want> {
+    pub(super) fn poll(&mut self, image: &LazyImage, now: Duration) -> Option<Want> {
+        let stats = image.stats();
+        let by_blocks = stats.here - stats.from_sender - stats.from_peers;
+        if by_blocks != self.by_blocks.0 {
+            self.by_blocks = (by_blocks, now);
+        }
+        let blocks_come = now < self.by_blocks.1 + BLOCKS_STALL;
         let mut want = Want { vm: self.vm, pages: Vec::new(), ahead: Vec::new() };
         let mut room = limits::WANTED_MAX;
         while want.pages.len() < limits::WANTED_MAX {
@@ -56,7 +76,8 @@ impl Wants {
             // Asked for ahead before, it is asked for again: it goes to the front then.
             self.asked.set(page);
             want.pages.push(page);
-            for range in self.around(page, image) {
+            let around = if blocks_come { [0..0, 0..0] } else { self.around(page, image) };
+            for range in around {
                 let missing = image.missing(range);
                 for page in missing.into_iter().flatten() {
                     if room > 0 && self.asked.set(page) {
@@ -88,6 +109,8 @@ mod tests {
     use super::*;
     use vmm::lazy::Origin;
 
+    const LATER: Duration = Duration::from_secs(9);
+
     fn image() -> LazyImage {
         LazyImage::memfd("wants", 100).expect("memfd")
     }
@@ -99,19 +122,39 @@ mod tests {
     #[test]
     fn neighbours_are_asked_for_once_and_only_if_missing() {
         let image = image();
-        image.place_word(24, 2, 7, Origin::Block).expect("in range");
+        image.place_word(24, 2, 7, Origin::Peer).expect("in range");
         let mut wants = Wants::new(3, 100, PrePaging::Around(8));
-        assert_eq!(wants.poll(&image), None);
+        assert_eq!(wants.poll(&image, LATER), None);
         image.demand(20);
         let ahead = vec![range(21, 3), range(26, 3), range(16, 4)];
-        assert_eq!(wants.poll(&image), Some(Want { vm: 3, pages: vec![20], ahead }));
+        assert_eq!(wants.poll(&image, LATER), Some(Want { vm: 3, pages: vec![20], ahead }));
         // On its way ahead: a guest waits for it now, so it is named, and its new neighbours are asked for.
         image.demand(28);
-        assert_eq!(wants.poll(&image), Some(Want { vm: 3, pages: vec![28], ahead: vec![range(29, 8)] }));
+        assert_eq!(
+            wants.poll(&image, LATER),
+            Some(Want { vm: 3, pages: vec![28], ahead: vec![range(29, 8)] })
+        );
         image.demand(99);
         let ahead = vec![range(95, 4)];
-        assert_eq!(wants.poll(&image), Some(Want { vm: 3, pages: vec![99], ahead }));
-        assert_eq!(wants.poll(&image), None);
+        assert_eq!(wants.poll(&image, LATER), Some(Want { vm: 3, pages: vec![99], ahead }));
+        assert_eq!(wants.poll(&image, LATER), None);
+    }
+
+    #[test]
+    fn while_blocks_come_nothing_is_asked_for_twice() {
+        let image = image();
+        let mut wants = Wants::new(0, 100, PrePaging::Around(8));
+        wants.restart(&image, LATER);
+        let want = |page| Some(Want { vm: 0, pages: vec![page], ahead: vec![] });
+        image.demand(20);
+        assert_eq!(wants.poll(&image, LATER), want(20), "they are only just expected");
+        image.place_word(90, 2, 7, Origin::Block).expect("in range");
+        image.demand(40);
+        assert_eq!(wants.poll(&image, LATER + BLOCKS_STALL), want(40), "one came just now");
+        image.place_word(20, 1, 7, Origin::Sender).expect("in range");
+        image.demand(60);
+        let asked = wants.poll(&image, LATER + 2 * BLOCKS_STALL).expect("wanted");
+        assert_eq!(asked.ahead, [range(61, 8), range(56, 4)], "none came for long");
     }
 
     #[test]
@@ -121,11 +164,11 @@ mod tests {
         for page in [5, 90, 40] {
             image.demand(page);
         }
-        assert_eq!(wants.poll(&image).map(|want| want.pages), Some(vec![5, 90, 40]));
+        assert_eq!(wants.poll(&image, LATER).map(|want| want.pages), Some(vec![5, 90, 40]));
         image.place_word(90, 1, 0, Origin::Sender).expect("in range");
-        wants.restart(&image);
+        wants.restart(&image, LATER);
         image.demand(1);
-        assert_eq!(wants.poll(&image).map(|want| want.pages), Some(vec![5, 40, 1]));
-        assert_eq!(wants.poll(&image), None);
+        assert_eq!(wants.poll(&image, LATER).map(|want| want.pages), Some(vec![5, 40, 1]));
+        assert_eq!(wants.poll(&image, LATER), None);
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{Transfer, TransferConfig};
 use crate::encode::encode_pages;
-use crate::guests::{Clones, Packed};
+use crate::guests::{CloneOutcome, Clones, Packed};
 use crate::page_service::PageService;
 use crate::prepare::Prepared;
 use pages::VmId;
@@ -13,6 +13,9 @@ use wire::control::{ToHost, ToSender};
 
 /// Bytes of answers to one host not yet written to its connection, beyond which nothing is sent ahead of faults.
 const AHEAD_BYTES_MAX: u64 = 256 << 10;
+
+/// Encoding waits for clones to run for so long at most: it would take the CPUs from their start and first page faults.
+const GO_FIRST_MAX: Duration = Duration::from_millis(400);
 
 /// What the driver keeps for guests.
 pub(super) struct Guests {
@@ -41,6 +44,14 @@ impl Guests {
             prepared: Arc::clone(prepared),
             scratch: Scratch::new(),
         }
+    }
+}
+
+impl Guests {
+    /// Whether clones are still to run before bulk data are encoded.
+    pub(super) fn go_first(&self, now: Duration) -> bool {
+        let waits = |clone: &CloneOutcome| clone.running.is_none() && clone.failed.is_none();
+        now < GO_FIRST_MAX && self.clones.all().iter().any(waits)
     }
 }
 

@@ -336,6 +336,9 @@ impl Transfer {
     }
 
     fn feed_encoders(&mut self) {
+        if self.guests.go_first(self.start.elapsed()) {
+            return;
+        }
         while self.encoders.has_more()
             && self.session.wants_blocks(self.encoders.pending as u64 * self.stripe_bytes)
         {
