@@ -28,7 +28,7 @@ pub enum Phase {
 }
 
 /// A host that was too slow so often stays off its groups.
-const TIMES_APART_MAX: u32 = 3;
+pub(super) const TIMES_APART_MAX: u32 = 3;
 
 /// A question `Through` under way.
 pub(super) struct Ask {
@@ -74,6 +74,8 @@ pub(super) struct Host {
     pub(super) times_apart: u32,
     /// Smoothed share of datagrams lost on the way to it.
     pub(super) loss: f64,
+    /// Since when next to nothing reaches it.
+    pub(super) deaf_since: Option<Duration>,
     /// Per channel id, at the last report.
     pub(super) counted: BTreeMap<u32, Counted>,
     pub(super) stats: Option<HostStats>,
@@ -123,6 +125,7 @@ impl Host {
             latency: Duration::ZERO,
             times_apart: 0,
             loss: 0.0,
+            deaf_since: None,
             counted: BTreeMap::new(),
             stats: None,
             last_trouble: None,

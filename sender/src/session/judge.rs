@@ -143,7 +143,7 @@ impl Session {
         (apart + 1) * 2 <= here
     }
 
-    fn serve_apart(&mut self, host: usize, now: Duration) {
+    pub(super) fn serve_apart(&mut self, host: usize, now: Duration) {
         for channel in 0..self.channels.len() {
             self.leave(host, channel);
         }

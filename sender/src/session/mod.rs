@@ -14,6 +14,7 @@ mod announce;
 mod catch_up;
 mod channels;
 mod config;
+mod deaf;
 mod flight;
 mod host;
 mod judge;
@@ -155,6 +156,7 @@ impl Session {
     /// Time has passed: late answers, repairs, joins, leaves.
     pub fn handle_timeout(&mut self, now: Duration) {
         self.judge_hosts(now);
+        self.judge_deafness(now);
         if !self.has_started(now) {
             return;
         }
