@@ -40,12 +40,14 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, expect(clippy::unwrap_used, reason = "a test fails by panicking"))]
 
+pub mod answers;
 mod check;
 mod host_set;
 pub mod inventory;
 mod launch;
 mod make;
 mod network;
+pub mod picture;
 mod place;
 pub mod plan;
 mod pool;

@@ -217,7 +217,13 @@ unlike any other, at full size.
 Examples:
   scatter plan inventory.json -o plan.json
   scatter plan inventory.json --no-measure
-  scatter plan inventory.json --signatures measured.json -o plan.json")]
+  scatter plan inventory.json --signatures measured.json -o plan.json
+  scatter plan inventory.json --signatures measured.json --explain
+  scatter plan inventory.json --signatures measured.json --explain=web3,db
+  scatter plan inventory.json --without h3                what if h3 is full, or gone?
+  scatter plan inventory.json --apart web1,db             what does it cost to keep them apart?
+  scatter plan inventory.json --groups                    how many groups are needed, what would more buy?
+  scatter plan inventory.json --signatures measured.json --svg plan.svg")]
 pub(crate) struct Plan {
     /// The inventory (`scatter schema inventory`)
     pub(crate) inventory: PathBuf,
@@ -233,6 +239,22 @@ pub(crate) struct Plan {
     /// Does not read images
     #[arg(long, conflicts_with_all = ["signatures", "save_signatures"])]
     pub(crate) no_measure: bool,
+    /// Says why VMs go where they go, and what other hosts would cost: all, or those named
+    #[arg(long, value_name = "VM,…", num_args = 0.., require_equals = true, value_delimiter = ',')]
+    pub(crate) explain: Option<Vec<String>>,
+    /// What if this host takes no VM, as it is full or gone? The plan is made again, and compared. May be given more than
+    /// once, each a question of its own
+    #[arg(long, value_name = "HOST")]
+    pub(crate) without: Vec<String>,
+    /// What does it cost to keep these two VMs apart? As --without
+    #[arg(long, value_name = "VM,VM", value_parser = parse::pair)]
+    pub(crate) apart: Vec<(String, String)>,
+    /// Says how many group addresses are enough, and what more would buy
+    #[arg(long)]
+    pub(crate) groups: bool,
+    /// Draws the plan: the network with its load, what VMs have in common, who is in which group when
+    #[arg(long, value_name = "FILE")]
+    pub(crate) svg: Option<PathBuf>,
     /// Seed of the search for an order of groups
     #[arg(long, default_value_t = 0)]
     pub(crate) seed: u64,

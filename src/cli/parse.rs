@@ -116,6 +116,13 @@ pub(crate) fn host_figure(text: &str) -> Result<(String, u64), String> {
     Ok((host.to_owned(), figure.parse().map_err(|_| wrong())?))
 }
 
+/// Two names: `web1,db`.
+pub(crate) fn pair(text: &str) -> Result<(String, String), String> {
+    let pair = text.split_once(',').filter(|(a, b)| !a.is_empty() && !b.is_empty() && !b.contains(','));
+    let (a, b) = pair.ok_or_else(|| format!("`{text}` is no pair of VMs, as web1,db"))?;
+    Ok((a.to_owned(), b.to_owned()))
+}
+
 /// A host and a rate: `h3=200M`.
 pub(crate) fn host_rate(text: &str) -> Result<(String, u64), String> {
     let (host, rate) =

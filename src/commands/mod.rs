@@ -1,5 +1,6 @@
 //! A file for each command.
 
+pub(crate) mod answers;
 pub(crate) mod demo;
 pub(crate) mod doctor;
 pub(crate) mod keys;

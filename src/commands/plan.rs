@@ -2,7 +2,7 @@
 
 use crate::cli::args::Plan as Args;
 use crate::cli::exit::{Coded, Exit, Failure, Outcome};
-use crate::commands::{read_text, threads, write_file};
+use crate::commands::{answers, read_text, threads, write_file};
 use crate::{images, units};
 use anyhow::Context;
 use pages::{MergeIndex, MergeInput, PageSource, merge};
@@ -31,18 +31,20 @@ pub(crate) fn run(args: &Args) -> Outcome {
     }
     let planned = reachable_images(&inventory, args)?;
     let plan = make_plan(&planned, weights.signatures.as_ref(), args.seed).map_err(refusal)?;
+    let asked = answers::are_asked(args);
     match &args.output {
         Some(path) => write_file(path, &plan.to_json())?,
+        None if asked => {}
         None => print!("{}", plan.to_json()),
     }
     // With the plan on standard output, the summary must not get into it.
     let summary = summary(&plan, &weights.note);
-    if args.output.is_some() {
+    if args.output.is_some() || asked {
         print!("{summary}")
     } else {
         eprint!("{summary}")
     }
-    Ok(Exit::Done)
+    answers::answer(args, &planned, weights.signatures.as_ref(), &plan)
 }
 
 fn refusal(error: PlanError) -> Failure {

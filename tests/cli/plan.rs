@@ -112,3 +112,35 @@ fn plans_that_do_not_hold_are_not_sent() {
     refused(&|plan| plan["vms"][0]["image"] = json!("absent.ram"), 3, "absent.ram");
     refused(&|plan| plan["source"]["address"] = json!("203.0.113.9"), 8, "203.0.113.9");
 }
+
+#[test]
+fn an_operators_questions_have_answers() {
+    let bench = Bench::new();
+    bench.images(3, 4);
+    let vms = [
+        ("a", "vm0.ram", json!({"clones": 1})),
+        ("b", "vm1.ram", json!({"clones": 1})),
+        ("c", "vm2.ram", json!({"clones": 2})),
+    ];
+    bench.write("inventory.json", &inventory(&vms, &[("h1", 1), ("h2", 2)]).to_string());
+    let said = bench.run(&["plan", "inventory.json", "--explain"]).ok();
+    for vm in ["a", "b", "c"] {
+        assert!(said.contains(&format!("\n{vm} → h")), "{said}");
+    }
+    assert!(said.contains("it would cost"), "{said}");
+    let said = bench.run(&["plan", "inventory.json", "--explain=b"]).ok();
+    assert!(said.contains("\nb → h") && !said.contains("\na → h"), "{said}");
+    assert!(bench.run(&["plan", "inventory.json", "--explain=x"]).fails(2).contains("no VM `x`"));
+    let said = bench.run(&["plan", "inventory.json", "--apart", "a,b", "--groups"]).ok();
+    assert!(said.contains("with a and b apart:") && said.contains("so it costs"), "{said}");
+    assert!(said.contains("addresses") && said.contains("enough"), "{said}");
+    // c wants two hosts: without one of them there is no plan, which is an answer.
+    let ran = bench.run(&["plan", "inventory.json", "--without", "h2"]);
+    assert_eq!(ran.code, Some(4), "{}\n{}", ran.out, ran.err);
+    assert!(ran.out.contains("without h2: there is no plan"), "{}", ran.out);
+    assert!(bench.run(&["plan", "inventory.json", "--without", "h9"]).fails(2).contains("h9"));
+    let said = bench.run(&["plan", "inventory.json", "-o", "plan.json", "--svg", "plan.svg"]).ok();
+    assert!(said.contains("drew plan.svg") && bench.path("plan.json").is_file(), "{said}");
+    let svg = std::fs::read_to_string(bench.path("plan.svg")).expect("drawn");
+    assert!(svg.starts_with("<svg ") && svg.contains(">h2<"));
+}

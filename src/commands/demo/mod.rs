@@ -206,6 +206,11 @@ impl Stage<'_> {
             signatures: None,
             save_signatures: None,
             no_measure: false,
+            explain: None,
+            without: Vec::new(),
+            apart: Vec::new(),
+            groups: false,
+            svg: None,
             seed: 0,
             threads: None,
         })?;

@@ -1,0 +1,38 @@
+//! A plan as a picture: the network with its links' load, what VMs have in common, who is in which group when.
+//!
+//! An SVG of its own, on a light ground, in colours that people with colour-blindness tell apart (Okabe and Ito's, and shades of
+//! one blue); whatever a colour says stands there as a figure or a place, too.
+
+mod draw;
+mod matrix;
+mod network;
+mod timeline;
+
+use crate::inventory::Inventory;
+use crate::signatures::{SignatureError, Signatures};
+use crate::{Overhead, Plan};
+
+use draw::Drawing;
+
+/// Width of the picture.
+const WIDTH: f64 = 1200.0;
+/// Space around and between its parts.
+const GAP: f64 = 28.0;
+
+/// Draws a plan. With an inventory and signatures there is the matrix of what VMs have in common.
+///
+/// # Errors
+/// [`SignatureError`] if the signatures do not fit the inventory.
+pub fn svg(plan: &Plan, measured: Option<(&Inventory, &Signatures)>) -> Result<String, SignatureError> {
+    let mut drawing = Drawing::new(WIDTH);
+    let (vms, hosts) = (plan.vms.len(), plan.hosts.len());
+    let title = format!("{}: {vms} VMs to {hosts} hosts", plan.name);
+    drawing.text(GAP, 34.0, 20.0, &title);
+    let mut y = 58.0;
+    y = network::draw(&mut drawing, plan, y) + GAP;
+    if let Some((inventory, signatures)) = measured {
+        y = matrix::draw(&mut drawing, plan, inventory, signatures, y)? + GAP;
+    }
+    y = timeline::draw(&mut drawing, plan, &Overhead::of(&plan.multicast), y);
+    Ok(drawing.finish(y + GAP))
+}
