@@ -63,6 +63,14 @@ pub enum QemuError {
         /// Why, in the words of whoever gave up.
         reason: String,
     },
+    /// A file that libvirt saved, or did not.
+    #[error("{path}: {source}")]
+    Saved {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: super::libvirt::SaveError,
+    },
     /// The process ended.
     #[error("{program} ended ({status}){}{output}", if .output.is_empty() { "" } else { ": " })]
     Ended {

@@ -8,6 +8,7 @@
 //! - [`capture`] takes a VM four ways, and chooses the best one that the VM allows ([`Way`]).
 //! - [`Emitter`] acts as the source of a migration towards a waiting QEMU, with pages from a [`crate::lazy::LazyImage`].
 //! - [`Launch`] starts that QEMU; [`Qmp`] talks to it; [`Fingerprint`] says beforehand whether it can take the VM.
+//! - [`libvirt`] reads and writes what `virsh save` and `virsh restore` do.
 //! - [`stream`] is the migration stream itself.
 //!
 //! docs/qemu.md has the layout, what is opaque, and what is refused.
@@ -16,6 +17,7 @@ pub mod capture;
 pub mod emit;
 mod error;
 pub mod launch;
+pub mod libvirt;
 mod qmp;
 mod state;
 pub mod stream;

@@ -9,4 +9,5 @@ mod capture;
 mod emit;
 mod evacuate;
 mod launch;
+mod libvirt;
 mod support;

@@ -91,8 +91,18 @@ pub struct Block {
 /// no image: memory that is not in the file, or bitmaps without a single page (what `background-snapshot`
 /// together with mapped-ram leaves, and a migration that did not complete).
 pub fn parse(file: &[u8]) -> Result<Layout, Error> {
+    parse_at(file, 0)
+}
+
+/// As [`parse`], of a stream that begins at `start`, as in libvirt's images. All offsets are the file's.
+///
+/// # Errors
+///
+/// As [`parse`].
+pub fn parse_at(file: &[u8], start: u64) -> Result<Layout, Error> {
     let mut cursor = Cursor::new(file);
-    if !file.starts_with(MAGIC) {
+    cursor.skip(start, "what stands in front of the stream")?;
+    if !cursor.rest().starts_with(MAGIC) {
         return Err(Error::NotAStream);
     }
     cursor.skip(MAGIC.len() as u64, "magic")?;

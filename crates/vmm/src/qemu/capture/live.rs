@@ -16,6 +16,7 @@ use serde_json::json;
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 
 /// What is read at once.
 const BUFFER_BYTES: usize = 1 << 20;
@@ -42,7 +43,7 @@ pub(super) fn take(
     qmp.execute("migrate", json!({"uri": "fd:scatter"}))?;
     let (mut clock, cancel) = (Clock::start(options), options.cancel);
     let look = |qmp: &mut Qmp| clock.check(qmp, cancel).map(|()| true);
-    let read = driver::watched(qmp, &ours, look, || read_stream(&ours, &mut sink, options));
+    let read = driver::watched(qmp, &ours, look, || read_stream(&ours, &mut sink, options.image));
     if let Err(error @ QemuError::Stream(StreamError::CutOff { .. })) = read {
         // QEMU's own reason is better than ours, if it has one.
         driver::completed(qmp)?;
@@ -57,16 +58,12 @@ pub(super) fn take(
 }
 
 /// Reads until the source closes the stream, which must be whole then.
-fn read_stream(
-    mut socket: &UnixStream,
-    sink: &mut Sink,
-    options: &CaptureOptions<'_>,
-) -> Result<(), QemuError> {
+fn read_stream(mut from: impl Read, sink: &mut Sink, path: &Path) -> Result<(), QemuError> {
     let mut parser = Parser::new(BlockPlan::default());
     let mut buffer = vec![0; BUFFER_BYTES];
     let mut len = 0;
     loop {
-        match socket.read(&mut buffer[len..]) {
+        match from.read(&mut buffer[len..]) {
             Ok(0) if parser.in_tail() && len == 0 => {
                 sink.figures.stream_bytes = parser.at();
                 return Ok(());
@@ -74,12 +71,23 @@ fn read_stream(
             Ok(0) => return Err(parser.cut_off().into()),
             Ok(more) => len += more,
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(QemuError::io("read the stream into", options.image)(error)),
+            Err(error) => return Err(QemuError::io("read the stream of", path)(error)),
         }
         let used = parser.feed(&buffer[..len], |event| sink.event(event))?;
         buffer.copy_within(used..len, 0);
         len -= used;
     }
+}
+
+/// Reads a stream that was written to a file, from where it stands to its end.
+///
+/// # Errors
+///
+/// [`QemuError::Stream`], [`QemuError::Io`].
+pub fn import_stream(from: impl Read, path: &Path, ram: RamFile) -> Result<DeviceState, QemuError> {
+    let mut sink = Sink::new(ram, &Fingerprint::default());
+    read_stream(from, &mut sink, path)?;
+    sink.finish().map(|(state, ..)| state)
 }
 
 /// Where the stream's pieces go.
@@ -112,7 +120,10 @@ impl Sink {
 
     pub(super) fn event(&mut self, event: Event<'_>) -> Result<(), QemuError> {
         match event {
-            Event::Configuration { prefix, .. } => self.prefix = prefix.to_vec(),
+            Event::Configuration { prefix, configuration } => {
+                self.prefix = prefix.to_vec();
+                self.fingerprint.machine = configuration.machine;
+            }
             Event::Blocks { section, blocks } => {
                 self.section = section;
                 self.blocks = with_page_sizes(blocks, &self.fingerprint);

@@ -2,16 +2,17 @@
 
 use super::super::error::QemuError;
 use super::super::qmp::Qmp;
-use super::super::state::Fingerprint;
+use super::super::state::{DeviceState, Fingerprint};
 use super::super::stream::{Block, BlockPlan, PAGE_BYTES, Parser, RamWriter, without_capabilities};
 use super::driver::{self, Clock};
 use super::live::{Sink, Taken};
 use super::ram_file::RamFile;
-use super::{CaptureOptions, settings};
+use super::{CaptureFigures, CaptureOptions, settings};
 use crate::image::{ImageError, ImageFormat, mapped_ram};
 use nix::fcntl::{FallocateFlags, fallocate};
 use serde_json::{Value, json};
 use std::fs::File;
+use std::ops::Range;
 use std::path::Path;
 use std::time::Duration;
 
@@ -54,14 +55,74 @@ fn run(qmp: &mut Qmp, options: &CaptureOptions<'_>) -> Result<(), QemuError> {
 
 /// Reads everything but the pages.
 fn read(file: &File, path: &Path, fingerprint: &Fingerprint) -> Result<Taken, QemuError> {
-    let failed = |source| QemuError::refused(format!("{path}: {source}", path = path.display()));
     // SAFETY: QEMU has closed the file, which nobody else knows yet; it stays as it is while it is mapped here.
     let map = unsafe { memmap2::Mmap::map(file) }.map_err(QemuError::io("map", path))?;
-    let layout = mapped_ram::parse(&map)
+    let (layout, mut state) = parse(&map, 0, path, fingerprint)?;
+    let mut figures = CaptureFigures { stream_bytes: map.len() as u64, ..CaptureFigures::default() };
+    for (block, layout) in state.blocks.iter_mut().zip(&layout.blocks) {
+        let first_page = u32::try_from(layout.pages_offset / PAGE_BYTES);
+        block.first_page = first_page.map_err(|_| QemuError::refused("its image has 2^32 pages or more"))?;
+        figures.pages += layout.present_pages;
+        figures.zero_pages += u64::from(block.pages()) - layout.present_pages;
+        for run in absent(&map, layout) {
+            clear(file, path, layout.pages_offset, run)?;
+        }
+    }
+    Ok((state, ImageFormat::QemuMappedRam, figures))
+}
+
+/// Reads a mapped-ram stream that begins at `start` of a file: memory into `ram`, blocks behind each other; the file
+/// stays as it is.
+///
+/// # Errors
+///
+/// [`QemuError::Refused`] for streams that are damaged, [`QemuError::Io`].
+///
+/// # Panics
+///
+/// Never: offsets are checked against the file before.
+pub fn import_mapped_ram(
+    file: &File,
+    path: &Path,
+    start: u64,
+    mut ram: RamFile,
+) -> Result<DeviceState, QemuError> {
+    // SAFETY: the caller's file, mapped for reading and as long as it is now. Whoever truncates it meanwhile ends this
+    // process, as with any image (`MappedImage`).
+    let map = unsafe { memmap2::Mmap::map(file) }.map_err(QemuError::io("map", path))?;
+    let (layout, state) = parse(&map, start, path, &Fingerprint::default())?;
+    ram.set_blocks(&state.blocks)?;
+    for (block, layout) in state.blocks.iter().zip(&layout.blocks) {
+        let mut next = 0;
+        let absent = absent(&map, layout).into_iter().chain([block.len / PAGE_BYTES..u64::MAX]);
+        for run in absent {
+            for page in next..run.start {
+                let at =
+                    usize::try_from(layout.pages_offset + page * PAGE_BYTES).expect("within the mapping");
+                let bytes = map[at..].first_chunk().expect("whole pages");
+                ram.page(block.first_page + u32::try_from(page).expect("a page of the block"), bytes)?;
+            }
+            next = run.end;
+        }
+    }
+    ram.flush()?;
+    Ok(state)
+}
+
+/// Layout, and state with the blocks behind each other.
+fn parse(
+    map: &[u8],
+    start: u64,
+    path: &Path,
+    fingerprint: &Fingerprint,
+) -> Result<(mapped_ram::Layout, DeviceState), QemuError> {
+    let failed = |source: String| QemuError::refused(format!("{path}: {source}", path = path.display()));
+    let layout = mapped_ram::parse_at(map, start)
         .map_err(|source| failed(ImageError::MappedRam { path: path.to_owned(), source }.to_string()))?;
+    let start = usize::try_from(start).expect("within the mapping");
     let ram = b"\x03ram\0\0\0\0\0\0\0\x04";
-    let at = map.windows(ram.len()).position(|bytes| bytes == ram).filter(|at| *at >= 5);
-    let at = at.ok_or_else(|| failed("it has no RAM section".to_owned()))?;
+    let at = map[start..].windows(ram.len()).position(|bytes| bytes == ram).filter(|at| *at >= 5);
+    let at = start + at.ok_or_else(|| failed("it has no RAM section".to_owned()))?;
     let section = u32::from_be_bytes(map[at - 4..at].try_into().expect("four bytes"));
 
     let mut next = 0;
@@ -75,10 +136,9 @@ fn read(file: &File, path: &Path, fingerprint: &Fingerprint) -> Result<Taken, Qe
         })
         .collect();
     // What follows the list of blocks is an ordinary stream again, and is read as one.
-    let mut stream = without_capabilities(&map[..at - 5]);
+    let mut stream = without_capabilities(&map[start..at - 5]);
     RamWriter::new(section, &packed).start(&mut stream, &BlockPlan::default(), false);
-    let tail_offset = usize::try_from(layout.tail_offset).expect("within the mapping");
-    stream.extend_from_slice(&map[tail_offset..]);
+    stream.extend_from_slice(&map[usize::try_from(layout.tail_offset).expect("within the mapping")..]);
     // It has no pages, so what takes them stays empty.
     let scratch = tempfile::tempfile().map_err(QemuError::io("make a scratch file for", path))?;
     let mut sink = Sink::new(RamFile::new(scratch, path), fingerprint);
@@ -87,41 +147,31 @@ fn read(file: &File, path: &Path, fingerprint: &Fingerprint) -> Result<Taken, Qe
     if !parser.in_tail() || used != stream.len() {
         return Err(parser.cut_off().into());
     }
-    let (mut state, _, mut figures) = sink.finish()?;
-    for (block, layout) in state.blocks.iter_mut().zip(&layout.blocks) {
-        block.first_page =
-            u32::try_from(layout.pages_offset / PAGE_BYTES).map_err(|_| failed("it is too large".into()))?;
-        figures.pages += layout.present_pages;
-        figures.zero_pages += u64::from(block.pages()) - layout.present_pages;
-        clear_absent(file, path, &map, layout)?;
-    }
-    figures.stream_bytes = map.len() as u64;
-    Ok((state, ImageFormat::QemuMappedRam, figures))
+    Ok((layout, sink.finish()?.0))
 }
 
-/// A page that became zero while the VM ran has a clear bit, and its old bytes in the file. With holes in their place
-/// the file's pages are the VM's.
-fn clear_absent(file: &File, path: &Path, map: &[u8], block: &mapped_ram::Block) -> Result<(), QemuError> {
+/// Runs of pages that are zero, whatever the file has in their places: a page that became zero while the VM ran has a
+/// clear bit, and its old bytes in the file.
+fn absent(map: &[u8], block: &mapped_ram::Block) -> Vec<Range<u64>> {
     let bitmap = usize::try_from(block.bitmap_offset).expect("within the mapping");
-    let pages = block.len / PAGE_BYTES;
     let present = |page: u64| {
         let byte = usize::try_from(page / 8).expect("within the mapping");
         map[bitmap + byte] >> (page % 8) & 1 == 1
     };
-    let mut page = 0;
-    while page < pages {
-        let first = page;
-        while page < pages && !present(page) {
-            page += 1;
+    let mut runs: Vec<Range<u64>> = Vec::new();
+    for page in (0..block.len / PAGE_BYTES).filter(|page| !present(*page)) {
+        match runs.last_mut() {
+            Some(run) if run.end == page => run.end += 1,
+            _ => runs.push(page..page + 1),
         }
-        if page > first {
-            let offset = i64::try_from(block.pages_offset + first * PAGE_BYTES).expect("within the file");
-            let len = i64::try_from((page - first) * PAGE_BYTES).expect("within the file");
-            let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-            fallocate(file, flags, offset, len)
-                .map_err(|error| QemuError::io("clear pages of", path)(error.into()))?;
-        }
-        page += 1;
     }
-    Ok(())
+    runs
+}
+
+/// Holes in place of pages, so that the file's pages are the VM's.
+fn clear(file: &File, path: &Path, pages_offset: u64, run: Range<u64>) -> Result<(), QemuError> {
+    let offset = i64::try_from(pages_offset + run.start * PAGE_BYTES).expect("within the file");
+    let len = i64::try_from((run.end - run.start) * PAGE_BYTES).expect("within the file");
+    let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    fallocate(file, flags, offset, len).map_err(|error| QemuError::io("clear pages of", path)(error.into()))
 }

@@ -18,6 +18,8 @@ mod settings;
 mod shared;
 
 pub use evacuate::{EvacuateOptions, Evacuated, Switched, evacuate};
+pub use live::import_stream;
+pub use mapped::import_mapped_ram;
 pub use ram_file::RamFile;
 
 use super::error::QemuError;

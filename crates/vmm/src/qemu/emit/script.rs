@@ -19,11 +19,12 @@ impl Driver {
         self.begin(state, &[], &BlockPlan::default());
         self.send_pages()?;
         let writer = self.queue.as_ref().expect("made at the beginning").writer().clone();
-        writer.end(&mut self.out);
-        writer.close(&mut self.out);
+        // Before the end of RAM, as QEMU has it: what follows that is taken for devices.
         if state.switchover_start {
             write_command(&mut self.out, &Command::SwitchoverStart);
         }
+        writer.end(&mut self.out);
+        writer.close(&mut self.out);
         self.out.extend_from_slice(&state.devices);
         write_end(&mut self.out);
         write_description(&mut self.out, &state.description);

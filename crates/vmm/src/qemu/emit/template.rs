@@ -67,11 +67,11 @@ impl TemplateVm {
             }
         }
         writer.close(&mut stream);
-        writer.end(&mut stream);
-        writer.close(&mut stream);
         if state.switchover_start {
             write_command(&mut stream, &Command::SwitchoverStart);
         }
+        writer.end(&mut stream);
+        writer.close(&mut stream);
         stream.extend_from_slice(&state.devices);
         write_end(&mut stream);
         write_description(&mut stream, &state.description);

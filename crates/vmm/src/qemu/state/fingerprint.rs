@@ -5,8 +5,9 @@ use super::super::stream::Block;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-/// A QEMU and its VM, as far as they decide who can take its stream. Asked over QMP, before anything is sent.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+/// A QEMU and its VM, as far as they decide who can take its stream. Asked over QMP, before anything is sent. What is empty
+/// is not known (of an image that does not tell), and not compared.
+#[derive(Clone, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Fingerprint {
     /// QEMU's version, as `10.0.2`.
     pub version: String,
@@ -93,7 +94,11 @@ impl Fingerprint {
     /// The first [`Mismatch`].
     pub fn fits(&self, blocks: &[Block], destination: &Self) -> Result<(), Mismatch> {
         let differs = |what: &str, source: &str, destination: &str, remedy| {
-            if source == destination { Ok(()) } else { Err(mismatch(what, source, destination, remedy)) }
+            if source == destination || source.is_empty() {
+                Ok(())
+            } else {
+                Err(mismatch(what, source, destination, remedy))
+            }
         };
         let here = destination;
         let machine = "start it with the source's -machine";
@@ -101,7 +106,7 @@ impl Fingerprint {
         let accelerator = "streams of one cannot be read by the other: use the source's -accel";
         differs("accelerator", &self.accelerator, &here.accelerator, accelerator)?;
         differs("CPU model", &self.cpu, &here.cpu, "start it with the source's -cpu")?;
-        let count = |count: usize| count.to_string();
+        let count = |count: usize| if self.vcpus == 0 { String::new() } else { count.to_string() };
         differs("virtual CPUs", &count(self.vcpus), &count(here.vcpus), "start it with the source's -smp")?;
         let features =
             |words: &[u64]| words.iter().map(|word| format!("{word:x}")).collect::<Vec<_>>().join(".");
