@@ -13,8 +13,8 @@
 use super::capture::{RamFile, import_mapped_ram, import_stream};
 use super::error::QemuError;
 use super::state::DeviceState;
-use super::stream::{BlockPlan, Command, PAGE_BYTES, RamWriter, write_command, write_description, write_end};
-use pages::{PageSource, Pfn};
+use super::stream::{BlockPlan, Command, RamWriter, write_command, write_description, write_end};
+use pages::{PAGE_SIZE, PageSource, Pfn};
 use std::fs::File;
 use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
@@ -112,6 +112,10 @@ impl SaveHead {
     /// # Errors
     ///
     /// [`SaveError::NoRoom`], [`SaveError::Damaged`] for texts with a NUL.
+    ///
+    /// # Panics
+    ///
+    /// Never: what is in the room has an offset of 32 bits.
     pub fn encode(&self, complete: bool) -> Result<Vec<u8>, SaveError> {
         for (text, what) in [(Some(&self.xml), "XML"), (self.cookie.as_ref(), "cookie")] {
             if text.is_some_and(|text| text.contains('\0')) {
@@ -198,6 +202,10 @@ fn text(bytes: &[u8], what: &'static str) -> Result<String, SaveError> {
 /// # Errors
 ///
 /// [`QemuError::Saved`], [`QemuError::Io`].
+///
+/// # Panics
+///
+/// Never: lengths are bounded before.
 pub fn read_head(file: &File, path: &Path) -> Result<SaveHead, QemuError> {
     let len = file.metadata().map_err(QemuError::io("inspect", path))?.len();
     let most = HEADER_BYTES as u64 + u64::from(DATA_BYTES_MAX);
@@ -266,7 +274,7 @@ pub fn write(
         writer.part(&mut piece);
         for number in numbers {
             match pages.page(Pfn(*number)) {
-                bytes if *bytes == [0; PAGE_BYTES as usize] => writer.zero(&mut piece, *number),
+                bytes if *bytes == [0; PAGE_SIZE] => writer.zero(&mut piece, *number),
                 bytes => writer.page(&mut piece, *number, bytes),
             }
         }

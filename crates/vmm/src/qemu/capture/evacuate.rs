@@ -188,13 +188,23 @@ impl<'a> Run<'a> {
             enough_left: self.options.enough_left,
         };
         let look = |qmp: &mut Qmp| patience.look(qmp);
-        let mut evacuated = driver::watched(qmp, &socket, look, || self.run_on(switched))?;
+        let by_postcopy = driver::watched(qmp, &socket, look, || self.run_on(switched))?;
+        if !by_postcopy {
+            // It ended by itself, and would go on by itself if it did not know that everything is here. So it is told first,
+            // and its VM handed over when it stands for good.
+            driver::completed(qmp)?;
+            let tail = self.sink.as_ref().map_or(&[][..], Sink::tail);
+            let devices = split_tail(tail)?.devices.to_vec();
+            self.switch(devices, switched)?;
+        }
+        let mut evacuated = self.evacuated()?;
         driver::completed(qmp)?;
         evacuated.figures.total = self.start.elapsed();
         Ok(evacuated)
     }
 
-    fn run_on(&mut self, switched: Switched<'_>) -> Result<Evacuated, QemuError> {
+    /// Reads all of it and tells the source so. Whether it came to post-copy: then the VM was handed over on the way.
+    fn run_on(&mut self, switched: Switched<'_>) -> Result<bool, QemuError> {
         let huge = self.fingerprint.blocks.iter().filter(|row| row.page_size != PAGE_BYTES);
         let plan =
             BlockPlan { huge: huge.map(|row| (row.id.clone(), row.page_size)).collect(), postcopy: true };
@@ -234,13 +244,9 @@ impl<'a> Run<'a> {
             buffer.copy_within(used..len, 0);
             len -= used;
         }
-        if self.image.is_none() {
-            let tail = self.sink.as_ref().map_or(&[][..], Sink::tail);
-            let devices = split_tail(tail)?.devices.to_vec();
-            self.switch(devices, switched)?;
-        }
         self.figures.stream_bytes = parser.at();
-        self.end()
+        self.end()?;
+        Ok(self.image.is_some())
     }
 
     /// Whether the device state of a source that ended by itself is here. It waits for our word before it closes.
@@ -358,16 +364,11 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Everything is here: the source is told so, and is done.
-    fn end(&mut self) -> Result<Evacuated, QemuError> {
-        let cut = StreamError::Damaged {
-            what: "end: it came before the device state",
-            at: self.figures.stream_bytes,
-        };
-        let (Some(image), Some(state)) = (self.image.clone(), self.state.clone()) else {
-            return Err(cut.into());
-        };
-        if !image.is_complete() {
+    /// Everything is here: the source is told so, and closes the link when it is done.
+    fn end(&mut self) -> Result<(), QemuError> {
+        if let Some(image) = &self.image
+            && !image.is_complete()
+        {
             let reason = "the source ended without having sent every page".to_owned();
             return Err(QemuError::Migration { status: "incomplete".to_owned(), reason });
         }
@@ -375,6 +376,14 @@ impl<'a> Run<'a> {
         while !self.answers.is_empty() {
             self.wait_and_answer()?;
         }
+        Ok(())
+    }
+
+    fn evacuated(&self) -> Result<Evacuated, QemuError> {
+        let (Some(image), Some(state)) = (self.image.clone(), self.state.clone()) else {
+            let at = self.figures.stream_bytes;
+            return Err(StreamError::Damaged { what: "end: it came before the device state", at }.into());
+        };
         Ok(Evacuated {
             image,
             state,

@@ -94,7 +94,8 @@ pub fn import_mapped_ram(
     ram.set_blocks(&state.blocks)?;
     for (block, layout) in state.blocks.iter().zip(&layout.blocks) {
         let mut next = 0;
-        let absent = absent(&map, layout).into_iter().chain([block.len / PAGE_BYTES..u64::MAX]);
+        let end = block.len / PAGE_BYTES;
+        let absent = absent(&map, layout).into_iter().chain(std::iter::once(end..end));
         for run in absent {
             for page in next..run.start {
                 let at =

@@ -21,6 +21,8 @@ const BATCH_BYTES: usize = 64 << 10;
 const SOCKET_BYTES: usize = 128 << 10;
 /// How often the flags from outside are looked at while nothing happens.
 const POLL_MS: u16 = 50;
+/// A guest that has asked for nothing for so long has what it needs to go on.
+const QUIET_MS: u16 = 3;
 /// Most bytes of answers that are held: a bitmap and what is around it.
 const INPUT_BYTES_MAX: usize = 33 << 20;
 
@@ -59,6 +61,10 @@ pub(super) struct Driver {
     requests: u64,
     waited: u64,
     started_after: Duration,
+    hold_back: Duration,
+    holds_back: bool,
+    /// When the guest last asked for a page.
+    asked: Instant,
 }
 
 impl Driver {
@@ -91,6 +97,9 @@ impl Driver {
             requests: 0,
             waited: 0,
             started_after: Duration::ZERO,
+            hold_back: Duration::ZERO,
+            holds_back: false,
+            asked: now,
         })
     }
 
@@ -151,7 +160,8 @@ impl Driver {
                 self.out.clear();
                 self.written = 0;
                 let queue = self.queue.as_mut().expect("scripts make it first");
-                queue.write(&mut self.out, BATCH_BYTES);
+                let background = !self.holds_back;
+                queue.write(&mut self.out, BATCH_BYTES, background);
                 self.progress.sent.store(queue.counts.pages + queue.counts.zero_pages, Relaxed);
                 if self.out.is_empty() && queue.is_done() {
                     return Ok(());
@@ -160,7 +170,24 @@ impl Driver {
             // With nothing to write it waits for pages of others' making, however long they take: whoever fills the
             // image says when they will not come.
             self.turn(!self.out.is_empty())?;
+            self.judge_holding();
         }
+    }
+
+    /// Whether pages that nobody asked for still wait. A guest that has just begun to run faults a few hundred times in a
+    /// row: what it then needs of the CPU and of this socket is its own, until it falls quiet, or for so long at most.
+    fn judge_holding(&mut self) {
+        let quiet = self.asked.elapsed() >= Duration::from_millis(QUIET_MS.into());
+        let running = self.progress.started.load(Relaxed);
+        if self.holds_back && (running && quiet || self.start.elapsed() >= self.hold_back) {
+            self.holds_back = false;
+        }
+    }
+
+    /// Pages that nobody asks for wait until the guest falls quiet, or so long at most.
+    pub(super) fn hold_back(&mut self, at_most: Duration) {
+        self.hold_back = at_most;
+        self.holds_back = !at_most.is_zero();
     }
 
     /// Waits until `heard` says so.
@@ -197,7 +224,8 @@ impl Driver {
         let events = if self.heard.end { PollFlags::empty() } else { events };
         let mut fds =
             [PollFd::new(self.socket.as_fd(), events), PollFd::new(self.news.as_fd(), PollFlags::POLLIN)];
-        match poll(&mut fds, PollTimeout::from(POLL_MS)) {
+        let wait = if self.holds_back { QUIET_MS } else { POLL_MS };
+        match poll(&mut fds, PollTimeout::from(wait)) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(error) => return Err(QemuError::io("wait for", &self.path)(error.into())),
         }
@@ -297,6 +325,7 @@ impl Driver {
                 let counts = queue.request(block, start, len.into(), Instant::now());
                 let (asked, waited) = counts.ok_or(damaged)?;
                 self.requests += asked;
+                self.asked = Instant::now();
                 self.waited += waited;
                 self.progress.requests.store(self.requests, Relaxed);
             }

@@ -49,15 +49,23 @@ pub struct EmitOptions {
     /// Post-copy: at most so many pages go before the VM starts, of those at hand. They cost time before it starts,
     /// and save faults afterwards.
     pub preload_pages: u32,
+    /// Post-copy: pages that the guest does not ask for wait until it has fallen quiet, or so long at most. They would take
+    /// the CPU from it while it faults its working set in. Zero: they do not wait.
+    pub hold_back: Duration,
     /// After so long without any progress the emitter gives up.
     pub stall_within: Duration,
 }
 
 impl EmitOptions {
-    /// In this mode, nothing preloaded, at most a minute without progress.
+    /// In this mode, nothing preloaded, the rest held back for half a second at most, at most a minute without progress.
     #[must_use]
     pub fn new(mode: EmitMode) -> Self {
-        Self { mode, preload_pages: 0, stall_within: Duration::from_secs(60) }
+        Self {
+            mode,
+            preload_pages: 0,
+            hold_back: Duration::from_millis(500),
+            stall_within: Duration::from_secs(60),
+        }
     }
 }
 
@@ -135,7 +143,7 @@ impl Emitter {
             qmp.path(),
             move |driver| match options.mode {
                 EmitMode::Precopy => driver.precopy(&state),
-                EmitMode::Postcopy => driver.postcopy(&state, options.preload_pages),
+                EmitMode::Postcopy => driver.postcopy(&state, &options),
             },
             image,
             options,

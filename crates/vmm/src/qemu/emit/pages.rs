@@ -131,9 +131,9 @@ impl PageQueue {
     }
 
     /// Appends records of pages, those that QEMU waits for first, until `out` has `budget` bytes or there are none. The
-    /// section is opened and closed around them.
-    pub(super) fn write(&mut self, out: &mut Vec<u8>, budget: usize) {
-        if !self.has_work() {
+    /// section is opened and closed around them. Without `background`, only pages that QEMU waits for.
+    pub(super) fn write(&mut self, out: &mut Vec<u8>, budget: usize, background: bool) {
+        if self.urgent.is_empty() && !(background && self.has_work()) {
             return;
         }
         let begin = out.len();
@@ -141,7 +141,8 @@ impl PageQueue {
         let empty = out.len();
         while out.len() < budget {
             let urgent = self.urgent.pop_front();
-            let Some(page) = urgent.or_else(|| self.next_ready()) else { break };
+            let ready = || if background { self.next_ready() } else { None };
+            let Some(page) = urgent.or_else(ready) else { break };
             self.write_unit(out, page);
         }
         if out.len() == empty {
@@ -158,7 +159,7 @@ impl PageQueue {
         let before = self.left;
         while before - self.left < pages.into() && self.left > 2 * largest && self.has_work() {
             let len = out.len();
-            self.write(out, len + 64);
+            self.write(out, len + 64, true);
         }
         u32::try_from(before - self.left).expect("pages of an image")
     }

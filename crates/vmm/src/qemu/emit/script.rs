@@ -5,6 +5,7 @@ use super::super::state::DeviceState;
 use super::super::stream::{
     BlockPlan, Command, PAGE_BYTES, PageRange, PostcopyPages, write_command, write_description, write_end,
 };
+use super::EmitOptions;
 use super::drive::{Driver, PING_LOADED};
 use super::pages::PageQueue;
 
@@ -36,17 +37,18 @@ impl Driver {
     }
 
     /// The VM first, its pages as it needs them.
-    pub(super) fn postcopy(&mut self, state: &DeviceState, preload: u32) -> Result<(), QemuError> {
+    pub(super) fn postcopy(&mut self, state: &DeviceState, options: &EmitOptions) -> Result<(), QemuError> {
         let block_pages = state.blocks.iter().fold(0, |sizes, block| sizes | block.page_size);
         let advice = PostcopyPages { block_pages, target_page: PAGE_BYTES };
         let commands = [Command::OpenReturnPath, Command::Ping(1), Command::PostcopyAdvise(Some(advice))];
         self.begin(state, &commands, &BlockPlan { postcopy: true, ..BlockPlan::default() });
-        self.preload(preload)?;
+        self.preload(options.preload_pages)?;
         self.discard(state);
         if state.switchover_start {
             write_command(&mut self.out, &Command::SwitchoverStart);
         }
         self.package(state);
+        self.hold_back(options.hold_back);
         self.flush()?;
         self.finish()
     }
