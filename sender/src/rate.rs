@@ -37,6 +37,8 @@ const SLACK: Duration = Duration::from_millis(2);
 pub(crate) struct Pacer {
     bytes_per_s: u64,
     next_at: Duration,
+    /// Bytes since the beginning.
+    spent: u64,
     search: Option<Search>,
 }
 
@@ -53,7 +55,7 @@ impl Pacer {
             RateConfig::Fixed(rate) => (rate, None),
             RateConfig::Auto { min, init, max } => (init.clamp(min, max), Some(Search::new(min, max))),
         };
-        Self { bytes_per_s: bytes_per_s.max(1), next_at: Duration::ZERO, search }
+        Self { bytes_per_s: bytes_per_s.max(1), next_at: Duration::ZERO, spent: 0, search }
     }
 
     pub(crate) fn is_ready(&self, now: Duration) -> bool {
@@ -65,6 +67,7 @@ impl Pacer {
     }
 
     pub(crate) fn spend(&mut self, now: Duration, bytes: u64) {
+        self.spent += bytes;
         let from = self.next_at.max(now.saturating_sub(SLACK));
         self.next_at = from + Duration::from_nanos(bytes.saturating_mul(1_000_000_000) / self.bytes_per_s);
     }
@@ -88,9 +91,17 @@ impl Pacer {
     /// Between two reports, `sent` datagrams went to a host and `lost` of them did not arrive.
     pub(crate) fn observe(&mut self, host: usize, sent: u64, lost: u64, now: Duration) {
         if let Some(search) = &mut self.search {
-            self.bytes_per_s = search.observe(host, sent, lost, now, self.bytes_per_s);
+            let pace = Pace { bytes_per_s: self.bytes_per_s, spent: self.spent };
+            self.bytes_per_s = search.observe(host, (sent, lost.min(sent)), now, pace);
         }
     }
+}
+
+/// The rate, and what was made of it so far.
+#[derive(Clone, Copy)]
+struct Pace {
+    bytes_per_s: u64,
+    spent: u64,
 }
 
 /// The search for the rate, an epoch at a time.
@@ -102,6 +113,8 @@ struct Search {
     floor: f64,
     state: State,
     epoch_start: Duration,
+    /// Bytes spent until `epoch_start`, as far as known.
+    epoch_spent: u64,
     /// Per host: datagrams sent and lost in this epoch.
     counts: BTreeMap<usize, (u64, u64)>,
 }
@@ -135,11 +148,13 @@ const DRAIN: f64 = 0.98;
 impl Search {
     fn new(min: u64, max: u64) -> Self {
         let (state, epoch_start) = (State::Startup, Duration::ZERO);
-        Self { min, max, floor: 0.0, state, epoch_start, counts: BTreeMap::new() }
+        Self { min, max, floor: 0.0, state, epoch_start, epoch_spent: 0, counts: BTreeMap::new() }
     }
 
-    fn observe(&mut self, host: usize, sent: u64, lost: u64, now: Duration, rate: u64) -> u64 {
+    fn observe(&mut self, host: usize, (sent, lost): (u64, u64), now: Duration, pace: Pace) -> u64 {
+        let rate = pace.bytes_per_s;
         if now < self.epoch_start {
+            self.epoch_spent = pace.spent;
             return rate;
         }
         let entry = self.counts.entry(host).or_default();
@@ -153,27 +168,38 @@ impl Search {
         if !enough && !flood {
             return rate;
         }
-        let new = self.step(loss, now, rate).clamp(self.min, self.max);
+        let used = self.is_used(now, pace);
+        let new = self.step(loss, now, rate, used).clamp(self.min, self.max);
         self.counts.clear();
+        self.epoch_spent = pace.spent;
         self.epoch_start = if new == rate { now } else { now + SETTLE };
         new
     }
 
-    /// The loss that three quarters of the hosts do not exceed: a few bad links are no reason to slow all down,
-    /// their hosts are served apart.
+    /// Whether the rate was made use of in this epoch. If encoding, credit or the end of the data held the sender back,
+    /// that no losses rose says nothing about a higher rate (RFC 7661 has the same of TCP's window).
+    fn is_used(&self, now: Duration, pace: Pace) -> bool {
+        let could =
+            u128::from(pace.bytes_per_s) * now.saturating_sub(self.epoch_start).as_nanos() / 1_000_000_000;
+        u128::from(pace.spent - self.epoch_spent) * 4 >= could * 3
+    }
+
+    /// The loss that three quarters of the hosts do not exceed, and all but one of two or three: a bad link is no reason
+    /// to slow all down, its host is served apart.
     fn group_loss(&self) -> f64 {
         #[expect(clippy::cast_precision_loss, reason = "counts of datagrams in one epoch")]
         let mut losses: Vec<f64> =
             self.counts.values().map(|(sent, lost)| *lost as f64 / (*sent).max(1) as f64).collect();
         losses.sort_by(f64::total_cmp);
-        losses[(losses.len() * 3).div_ceil(4) - 1]
+        let quarters = (losses.len() * 3).div_ceil(4) - 1;
+        losses[quarters.min(losses.len().saturating_sub(2))]
     }
 
-    fn step(&mut self, loss: f64, now: Duration, rate: u64) -> u64 {
+    fn step(&mut self, loss: f64, now: Duration, rate: u64, used: bool) -> u64 {
         let high = loss > self.floor + TOLERANCE + chance(loss);
         let cruise = State::Cruise { probe_at: now + PROBE_EVERY };
         match self.state {
-            State::Startup if !high => scaled(rate, STARTUP_GAIN),
+            State::Startup if !high && used => scaled(rate, STARTUP_GAIN),
             State::Startup | State::Cruise { .. } if high => {
                 let startup = matches!(self.state, State::Startup);
                 self.state = State::Test { rate, loss, startup };
@@ -189,7 +215,7 @@ impl Search {
                 self.state = if startup { State::Startup } else { cruise };
                 before
             }
-            State::Cruise { probe_at } if now >= probe_at => {
+            State::Cruise { probe_at } if now >= probe_at && used => {
                 self.state = State::Probe { rate };
                 scaled(rate, PROBE_GAIN)
             }
@@ -237,6 +263,7 @@ mod tests {
             let rate = pacer.bytes_per_s() as f64;
             let through = (capacity / rate).min(1.0) * (1.0 - random);
             let sent = (rate * 0.005 / 1500.0).max(1.0);
+            pacer.spend(now, scaled(1, rate * 0.005));
             for host in 0..hosts {
                 pacer.observe(host, scaled(1, sent), scaled(1, sent * (1.0 - through)), now);
             }
@@ -255,6 +282,44 @@ mod tests {
                 assert!((0.93..1.08).contains(&found), "{found} of {capacity} at {random}");
             }
         }
+    }
+
+    #[test]
+    fn a_rate_that_is_not_used_does_not_grow() {
+        for start in [1_000_000, 125_000_000] {
+            let mut pacer = Pacer::new(RateConfig::Auto { min: 1, init: start, max: u64::MAX });
+            let mut now = Duration::ZERO;
+            for _ in 0..2_000 {
+                now += Duration::from_millis(5);
+                // A third of what it may.
+                pacer.spend(now, scaled(pacer.bytes_per_s(), 0.005 / 3.0));
+                pacer.observe(0, 500, 0, now);
+            }
+            assert!(pacer.bytes_per_s() <= start, "{} from {start}", pacer.bytes_per_s());
+        }
+    }
+
+    #[test]
+    fn losses_beyond_what_was_sent_are_not_believed() {
+        let mut pacer = Pacer::new(RateConfig::AUTO);
+        for _ in 0..2 {
+            pacer.observe(0, 100, u64::MAX, Duration::from_secs(1));
+        }
+        let search = pacer.search.as_ref().expect("automatic");
+        assert_eq!(search.counts[&0], (200, 200));
+    }
+
+    /// Of two or three hosts, one with a bad cable (or that lies) does not set the rate of the others.
+    #[test]
+    fn one_lossy_host_does_not_set_the_rate() {
+        for hosts in [2, 3, 4, 8] {
+            let mut search = Search::new(1, u64::MAX);
+            search.counts = (0..hosts).map(|host| (host, (1000, if host == 1 { 400 } else { 5 }))).collect();
+            assert!(search.group_loss() < 0.01, "{hosts} hosts: {}", search.group_loss());
+        }
+        let mut search = Search::new(1, u64::MAX);
+        search.counts.insert(0, (1000, 400));
+        assert!(search.group_loss() > 0.3, "a single host's losses are all there are");
     }
 
     #[test]

@@ -252,10 +252,18 @@ impl World {
                 }
             }
         }
-        while let Some((host, id)) = self.sender.poll_catch_up() {
+        while let Some((host, id)) = self.sender.poll_catch_up(self.now) {
             let bytes = self.blocks[usize::try_from(id.0).expect("small")].clone();
             self.flush_control(tap);
             self.pass(Frame::ToHost(host, ToHost::BlockData { block: id.0, bytes }.encode()), tap);
+        }
+        while let Some(id) = self.sender.poll_recall() {
+            if self.sender.handle_recalled(id) {
+                let bytes = self.blocks[usize::try_from(id.0).expect("small")].clone();
+                let len = u32::try_from(bytes.len()).expect("small");
+                let shape = fec::BlockShape::for_len(len, SYMBOL_SIZE).expect("it fits");
+                self.window.keep(id, bytes, shape).expect("its own length");
+            }
         }
         self.flush_control(tap);
         while let Some(id) = self.sender.poll_release() {

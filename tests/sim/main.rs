@@ -1,5 +1,7 @@
 //! Sessions paired on a simulated network under faults. Each test runs several seeds; a failing one prints its seed.
 
+mod attack;
+mod fairness;
 mod faults;
 mod transfers;
 mod world;

@@ -17,7 +17,16 @@ pub(super) struct Again {
     /// Empty while a stripe is being encoded.
     stripes: HashMap<usize, Vec<EncodedBlock>>,
     order: VecDeque<usize>,
-    waiting: Vec<(usize, BlockId)>,
+    waiting: Vec<(For, BlockId)>,
+}
+
+/// Who gets a block that is not in the window any more.
+#[derive(Clone, Copy)]
+enum For {
+    /// A host, over its control connection.
+    Host(usize),
+    /// A group, once more.
+    Group,
 }
 
 impl Again {
@@ -39,28 +48,34 @@ impl Transfer {
     /// Sends what can be sent, and starts encoding what is not at hand.
     pub(super) fn catch_up(&mut self) {
         let mut wanted = std::mem::take(&mut self.again.waiting);
-        while let Some(owed) = self.session.poll_catch_up() {
-            wanted.push(owed);
+        let now = self.start.elapsed();
+        while let Some((host, id)) = self.session.poll_catch_up(now) {
+            wanted.push((For::Host(host), id));
+        }
+        while let Some(id) = self.session.poll_recall() {
+            wanted.push((For::Group, id));
         }
         // Announcements go before the blocks.
         self.flush_control();
-        for (host, id) in wanted {
+        for (whom, id) in wanted {
             let (stripe, place) = self.origins[usize::try_from(id.0).expect("block ids count up from 0")];
             let resident = self.window.block(id);
             let bytes =
                 resident.or_else(|| Some(self.again.stripes.get(&stripe)?.get(place)?.bytes.as_slice()));
-            if let Some(bytes) = bytes {
-                if let Some(queue) = &self.queues[host] {
-                    queue.say(ToHost::BlockData { block: id.0, bytes: bytes.to_vec() });
+            let Some(bytes) = bytes.map(<[u8]>::to_vec) else {
+                if let Entry::Vacant(entry) = self.again.stripes.entry(stripe) {
+                    entry.insert(Vec::new());
+                    self.again.order.push_back(stripe);
+                    self.encoders.encode_again(stripe);
                 }
+                self.again.waiting.push((whom, id));
                 continue;
+            };
+            match whom {
+                For::Host(host) => self.tell(host, ToHost::BlockData { block: id.0, bytes }),
+                For::Group if self.session.handle_recalled(id) => self.keep(id, bytes),
+                For::Group => {}
             }
-            if let Entry::Vacant(entry) = self.again.stripes.entry(stripe) {
-                entry.insert(Vec::new());
-                self.again.order.push_back(stripe);
-                self.encoders.encode_again(stripe);
-            }
-            self.again.waiting.push((host, id));
         }
     }
 }

@@ -8,12 +8,16 @@ use net::control::{ControlError, connect};
 use net::pki::Identity;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
-use tokio::sync::watch;
+use std::time::{Duration, Instant};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use wire::control::{Message, ToHost, ToSender};
 
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(2);
+/// A connection that lasted so long was a good one: the next attempt after it does not wait.
+const GOOD_CONNECTION: Duration = Duration::from_secs(10);
+/// Messages of one host that wait for the session; further ones stay in its connection until some are taken.
+const MESSAGES_MAX: usize = 64;
 
 /// A host's name and where its `scatter receive` listens.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -28,8 +32,8 @@ pub struct HostTarget {
 pub(super) enum Link {
     /// Connected and authenticated; the offer is on its way. Messages go to this queue.
     Up(Queue),
-    /// A message of the host.
-    Message(ToSender),
+    /// A message of the host; the permit is given back once it was dealt with.
+    Message(Box<ToSender>, OwnedSemaphorePermit),
     /// Broken, or could not be made; tried again unless `fatal`.
     Down {
         reason: String,
@@ -106,11 +110,12 @@ impl Task {
             };
             let (reason, fatal) = match attempt {
                 Ok(control) => {
-                    wait = RETRY_FIRST;
-                    match self.converse(control).await {
-                        Some(reason) => (reason, false),
-                        None => return,
+                    let since = Instant::now();
+                    let Some(reason) = self.converse(control).await else { return };
+                    if since.elapsed() > GOOD_CONNECTION {
+                        wait = RETRY_FIRST;
                     }
+                    (reason, false)
                 }
                 Err(error) => (describe(&error), is_final(&error)),
             };
@@ -134,11 +139,13 @@ impl Task {
         }
         let (queue, mut queued) = queue();
         self.tell(Link::Up(queue));
+        let room = Arc::new(Semaphore::new(MESSAGES_MAX));
         let reading = async {
             loop {
+                let permit = Arc::clone(&room).acquire_owned().await.expect("never closed");
                 match reader.read_frame().await {
                     Ok(Some(frame)) => match ToSender::decode(&frame) {
-                        Ok(message) => self.tell(Link::Message(message)),
+                        Ok(message) => self.tell(Link::Message(Box::new(message), permit)),
                         Err(error) => return error.to_string(),
                     },
                     Ok(None) => return "the host closed the connection".to_owned(),

@@ -5,20 +5,18 @@ use crate::encode::{EncodePlan, EncodedBlock, encode_stripe};
 use crate::prepare::{Prepared, Stripe};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use pages::block::Scratch;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-/// Encodes stripes in the order of the schedule, and single stripes once more for hosts that catch up.
+/// Encodes stripes in the order asked for, and single stripes once more for hosts that catch up.
 pub(super) struct Encoders {
     jobs: Option<Sender<Job>>,
     threads: Vec<JoinHandle<()>>,
     stripes: Vec<Stripe>,
-    next: usize,
-    next_out: usize,
+    /// Stripes handed to the threads and not taken back, in the order in which their blocks are to come out.
+    order: VecDeque<usize>,
     ready: BTreeMap<usize, Vec<EncodedBlock>>,
-    /// Stripes handed to the threads and not taken back.
-    pub(super) pending: usize,
 }
 
 struct Job {
@@ -53,18 +51,13 @@ impl Encoders {
                     .expect("the system can start a thread")
             })
             .collect();
-        Self { jobs: Some(jobs), threads, stripes, next: 0, next_out: 0, ready: BTreeMap::new(), pending: 0 }
+        Self { jobs: Some(jobs), threads, stripes, order: VecDeque::new(), ready: BTreeMap::new() }
     }
 
-    pub(super) fn has_more(&self) -> bool {
-        self.next < self.stripes.len()
-    }
-
-    /// Starts on the next stripe of the schedule.
-    pub(super) fn start_next(&mut self) {
-        self.submit(self.next, false);
-        self.next += 1;
-        self.pending += 1;
+    /// Starts on a stripe, whose blocks come out after those of earlier ones.
+    pub(super) fn start_on(&mut self, stripe: usize) {
+        self.submit(stripe, false);
+        self.order.push_back(stripe);
     }
 
     /// Encodes a stripe once more.
@@ -79,17 +72,16 @@ impl Encoders {
         }
     }
 
-    /// Takes back a stripe; `pop` gives stripes in order.
+    /// Takes back a stripe; `pop` gives stripes in the order in which they were started on.
     pub(super) fn put(&mut self, encoded: Encoded) {
         self.ready.insert(encoded.stripe, encoded.blocks);
     }
 
     /// The next stripe's index and blocks, if they are done.
     pub(super) fn pop(&mut self) -> Option<(usize, Vec<EncodedBlock>)> {
-        let blocks = self.ready.remove(&self.next_out)?;
-        let stripe = self.next_out;
-        self.next_out += 1;
-        self.pending -= 1;
+        let stripe = *self.order.front()?;
+        let blocks = self.ready.remove(&stripe)?;
+        self.order.pop_front();
         Some((stripe, blocks))
     }
 }

@@ -65,9 +65,8 @@ impl Transfer {
     ) -> Option<ToSender> {
         match message {
             ToSender::Accept(accept) => {
-                if let Some(queue) = &self.queues[host] {
-                    self.guests.packed.of_host(host).for_each(|part| queue.say(part.clone()));
-                }
+                let parts: Vec<ToHost> = self.guests.packed.of_host(host).cloned().collect();
+                parts.into_iter().for_each(|part| self.tell(host, part));
                 Some(ToSender::Accept(accept))
             }
             ToSender::Want(want) => {

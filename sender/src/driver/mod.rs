@@ -2,117 +2,39 @@
 //! the hosts.
 
 mod catch_up;
+mod config;
 mod control;
 mod encoders;
 mod guests;
+mod happenings;
 mod offers;
 mod outcome;
 mod queue;
 mod transmit;
 
+pub use config::{Schedule, ScheduledChannel, ScheduledSegment, TransferConfig, TransferError};
 pub use control::HostTarget;
 pub use outcome::{HostOutcome, Outcome, Progress};
 
-use crate::encode::{EncodePlan, EncodedBlock};
-use crate::guests::GuestInput;
+use crate::encode::EncodedBlock;
 use crate::prepare::Prepared;
-use crate::session::{Event, Phase, SegmentSpec, Session, SessionConfig};
+use crate::session::{Phase, SegmentSpec, Session};
 use crate::window::Window;
 use catch_up::Again;
 use control::{Connections, Link};
 use crossbeam_channel::{Receiver, RecvTimeoutError, unbounded};
 use encoders::{Encoded, Encoders, scaled};
-use fec::{BlockShape, CostModel};
+use fec::CostModel;
 use guests::Guests;
-use net::interface::Interface;
-use net::pki::Identity;
-use net::udp::SenderOptions;
 use offers::{channel_specs, offers};
 use queue::Queue;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use transmit::Transmitter;
-use wire::control::{ToHost, ToSender};
-
-/// A channel of the schedule.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct ScheduledChannel {
-    /// The group; `None` for the unicast channel of one host.
-    pub group: Option<IpAddr>,
-    /// Indexes of its hosts, ascending.
-    pub hosts: Vec<usize>,
-}
-
-/// A segment of the schedule.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct ScheduledSegment {
-    /// Index in [`Prepared::segments`]. A segment sent to several hosts by unicast stands here once for each.
-    pub segment: usize,
-    /// Index of the channel.
-    pub channel: usize,
-}
-
-/// What is sent where, in which order.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Schedule {
-    /// Channels, in any order.
-    pub channels: Vec<ScheduledChannel>,
-    /// Segments, in the order of sending.
-    pub segments: Vec<ScheduledSegment>,
-}
-
-/// Everything about a transfer but the pages.
-#[derive(Clone)]
-pub struct TransferConfig {
-    /// The plan's name; a later transfer of the same name resumes.
-    pub name: String,
-    /// The hosts; indexes elsewhere are into this list.
-    pub hosts: Vec<HostTarget>,
-    /// This sender's certificate and key, and the fleet's CA.
-    pub identity: Arc<Identity>,
-    /// Where datagrams leave.
-    pub interface: Interface,
-    /// Time to live and socket options.
-    pub options: SenderOptions,
-    /// UDP port of the groups.
-    pub multicast_port: u16,
-    /// The groups are IPv6's.
-    pub ipv6: bool,
-    /// Bounds and times.
-    pub session: SessionConfig,
-    /// Encoding and block size.
-    pub encode: EncodePlan,
-    /// Threads that encode.
-    pub threads: usize,
-    /// VMs that are started at their hosts while their memory arrives; see [`crate::guests::check`].
-    pub guests: Vec<GuestInput>,
-}
-
-/// A transfer could not be run at all. Failures of single hosts are in [`Outcome`].
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum TransferError {
-    /// A socket could not be made.
-    #[error("cannot make the data socket")]
-    Udp(#[source] net::udp::UdpError),
-    /// The system cannot start what is needed.
-    #[error("cannot start the control connections")]
-    Start(#[source] std::io::Error),
-    /// Sending failed, and not for a full buffer.
-    #[error("cannot send to {dest}")]
-    Send {
-        /// Group or host.
-        dest: SocketAddr,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-    /// A block outside the code's limits.
-    #[error("cannot encode a block for repair")]
-    Fec(#[source] fec::FecError),
-}
+use wire::control::ToHost;
 
 enum Happening {
     Encoded(Encoded),
@@ -121,6 +43,8 @@ enum Happening {
 
 /// How often progress is told.
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
+/// Messages and blocks taken in between two looks at what is to be sent: a host that floods does not stop the data.
+const HAPPENINGS_AT_ONCE: usize = 128;
 /// Batches sent between two looks at the other threads.
 const BATCHES_AT_ONCE: usize = 8;
 
@@ -138,6 +62,15 @@ pub struct Transfer {
     /// For each block, its stripe and its place there.
     origins: Vec<(usize, usize)>,
     stripe_segments: Vec<usize>,
+    schedule: Schedule,
+    /// Per segment: stripes not encoded yet.
+    todo: Vec<Range<usize>>,
+    /// Per channel: stripes being encoded.
+    encoding: Vec<usize>,
+    /// Per segment: the hosts that need it, which may be fewer than its channel has.
+    needed_by: Vec<Vec<usize>>,
+    /// Per host: encoded bytes that it needs.
+    needed_bytes: Vec<u64>,
     stripe_bytes: u64,
     again: Again,
     guests: Guests,
@@ -171,10 +104,14 @@ impl Transfer {
                 expected_bytes: scaled(prepared.segment_bytes(scheduled.segment), ratio),
             })
             .collect();
-        let mut stripes = Vec::new();
-        let mut stripe_segments = Vec::new();
+        let (mut stripes, mut stripe_segments) = (Vec::new(), Vec::new());
+        let (mut todo, mut needed_by) = (Vec::new(), Vec::new());
         for (position, scheduled) in schedule.segments.iter().enumerate() {
             let more = prepared.stripes(scheduled.segment);
+            todo.push(stripes.len()..stripes.len() + more.len());
+            let needing = prepared.segments[scheduled.segment].hosts.iter().map(usize::from);
+            let members = &schedule.channels[scheduled.channel].hosts;
+            needed_by.push(needing.filter(|host| members.contains(host)).collect());
             stripe_segments.extend(std::iter::repeat_n(position, more.len()));
             stripes.extend(more);
         }
@@ -210,6 +147,11 @@ impl Transfer {
             unicast_channel,
             origins: Vec::new(),
             stripe_segments,
+            schedule: schedule.clone(),
+            encoding: vec![0; schedule.channels.len()],
+            todo,
+            needed_by,
+            needed_bytes: vec![0; hosts],
             stripe_bytes: scaled((crate::prepare::STRIPE_CONTENTS * pages::PAGE_SIZE) as u64, ratio),
             again: Again::default(),
             start,
@@ -236,7 +178,7 @@ impl Transfer {
             if interrupt.load(Ordering::Relaxed) {
                 self.session.cancel("interrupted at the sender", now);
             }
-            while let Ok(happening) = self.happenings.try_recv() {
+            for happening in self.happenings.clone().try_iter().take(HAPPENINGS_AT_ONCE) {
                 self.take_in(happening);
             }
             self.feed_encoders();
@@ -248,7 +190,8 @@ impl Transfer {
                 // Announcements and questions go out first: the control channel is slower to start.
                 self.flush_control();
                 if let Some(batch) = self.window.seal(&transmit).map_err(TransferError::Fec)? {
-                    self.transmitter.send(transmit.channel, batch)?;
+                    let sent = self.transmitter.send(transmit.channel, batch);
+                    self.check_sent(transmit.channel, sent)?;
                 }
                 sent += 1;
             }
@@ -272,6 +215,19 @@ impl Transfer {
         Ok(self.finish())
     }
 
+    /// What cannot be sent to a group ends the transfer; what cannot be sent to one host, that host's part in it.
+    fn check_sent(&mut self, channel: usize, sent: Result<(), TransferError>) -> Result<(), TransferError> {
+        let host = self.unicast_channel.iter().position(|own| *own == Some(channel));
+        match (sent, host) {
+            (Err(TransferError::Send { dest, source }), Some(host)) => {
+                let now = self.start.elapsed();
+                self.session.fail(host, format!("cannot send to {dest}: {source}"), now);
+                Ok(())
+            }
+            (sent, _) => sent,
+        }
+    }
+
     fn sleep(&mut self) {
         let now = self.start.elapsed();
         let until = self.session.poll_timeout(now).unwrap_or(now).min(now + PROGRESS_EVERY);
@@ -281,99 +237,44 @@ impl Transfer {
         }
     }
 
-    fn take_in(&mut self, happening: Happening) {
-        let now = self.start.elapsed();
-        match happening {
-            Happening::Encoded(encoded) if encoded.again => self.again.keep(encoded),
-            Happening::Encoded(encoded) => {
-                self.encoders.put(encoded);
-                while let Some((stripe, blocks)) = self.encoders.pop() {
-                    self.add_blocks(stripe, blocks);
-                }
-            }
-            Happening::Link { host, link } => match link {
-                Link::Up(queue) => {
-                    self.queues[host] = Some(queue);
-                    self.guests.service.handle_connected(host);
-                    self.session.handle_connected(host, now);
-                }
-                Link::Message(message) => self.message(host, message, now),
-                Link::Down { reason, fatal } => {
-                    self.queues[host] = None;
-                    self.session.handle_disconnected(host, now);
-                    if fatal {
-                        self.session.fail(host, reason, now);
-                    } else {
-                        self.session.note(host, reason);
-                    }
-                }
-            },
-        }
-    }
-
-    fn message(&mut self, host: usize, message: ToSender, now: Duration) {
-        if let (ToSender::Accept(accept), Some(channel)) = (&message, self.unicast_channel[host]) {
-            self.transmitter.set_dest(channel, accept.unicast);
-        }
-        if let Some(message) = self.guest_message(host, message, now) {
-            self.session.handle_control(host, message, now);
-        }
-    }
-
     fn add_blocks(&mut self, stripe: usize, blocks: Vec<EncodedBlock>) {
         let segment = self.stripe_segments[stripe];
+        self.encoding[self.schedule.segments[segment].channel] -= 1;
         for (place, block) in blocks.into_iter().enumerate() {
             let len = u32::try_from(block.bytes.len()).expect("at most 1 MiB");
-            let shape = BlockShape::for_len(len, self.config.session.symbol_size_max)
-                .expect("the encoder keeps blocks in the limits");
             let id = self.session.handle_block(segment, len, block.digest);
-            self.window.keep(id, block.bytes, shape).expect("the shape was made for this length");
+            self.keep(id, block.bytes);
             self.origins.push((stripe, place));
+            for host in &self.needed_by[segment] {
+                self.needed_bytes[*host] += u64::from(len);
+            }
         }
         if self.stripe_segments.get(stripe + 1) != Some(&segment) {
             self.session.handle_segment_encoded(segment);
         }
     }
 
+    /// In the order of the schedule, but a segment whose channel is held up does not hold up the next ones.
     fn feed_encoders(&mut self) {
         if self.guests.go_first(self.start.elapsed()) {
             return;
         }
-        while self.encoders.has_more()
-            && self.session.wants_blocks(self.encoders.pending as u64 * self.stripe_bytes)
-        {
-            self.encoders.start_next();
-        }
-    }
-
-    fn flush_control(&mut self) {
-        while let Some((host, message)) = self.session.poll_control() {
-            if let Some(queue) = &self.queues[host] {
-                queue.say(message);
+        while let Some(segment) = (0..self.todo.len()).find(|segment| self.wants(*segment)) {
+            if let Some(stripe) = self.todo[segment].next() {
+                self.encoders.start_on(stripe);
+                self.encoding[self.schedule.segments[segment].channel] += 1;
             }
         }
     }
 
-    fn after_steps(&mut self) {
-        let now = self.start.elapsed();
-        while let Some(id) = self.session.poll_release() {
-            self.window.release(id);
+    fn wants(&self, segment: usize) -> bool {
+        if self.todo[segment].is_empty() {
+            return false;
         }
-        while let Some(event) = self.session.poll_event() {
-            match event {
-                Event::Phase { host, phase } => {
-                    tracing::info!(host = %self.config.hosts[host].name, ?phase, "phase");
-                    if phase == Phase::Complete {
-                        self.complete_at[host] = Some(now);
-                    }
-                }
-                Event::VmComplete { host, vm } if !self.vm_complete[host].contains(&vm) => {
-                    self.vm_complete[host].push(vm);
-                }
-                Event::VmComplete { .. } => {}
-                Event::SegmentStarted { segment } => self.segment_log.push((segment, now)),
-            }
-        }
+        let pending = |stripes: usize| stripes as u64 * self.stripe_bytes;
+        let channel = self.schedule.segments[segment].channel;
+        let all = self.encoding.iter().sum();
+        self.session.wants_blocks(segment, pending(self.encoding[channel]), pending(all))
     }
 
     /// Releases the hosts that are complete and ends the connections.
@@ -384,7 +285,7 @@ impl Transfer {
                 && let Some(queue) = &self.queues[host]
             {
                 // A host that is gone has its images all the same; its journal stays until the next transfer.
-                queue.say(ToHost::Release);
+                let _ = queue.say(ToHost::Release);
             }
         }
         self.queues.clear();

@@ -41,7 +41,7 @@ pub struct HostOutcome {
     pub complete_s: Option<f64>,
     /// Indexes of VMs that are complete there.
     pub vms: Vec<u16>,
-    /// Encoded bytes that it needed.
+    /// Encoded bytes that it needed, as far as they were encoded: not those that its groups carried for others.
     pub needed_bytes: u64,
     /// What it cost there; only of complete hosts.
     #[serde(skip)]
@@ -104,7 +104,7 @@ impl Transfer {
             phase: self.session.phase(host).clone(),
             complete_s: self.complete_at[host].map(|at| at.as_secs_f64()),
             vms: self.vm_complete[host].clone(),
-            needed_bytes: self.session.progress(host).1,
+            needed_bytes: self.needed_bytes[host],
             stats: self.session.host_stats(host).cloned(),
         };
         Outcome {

@@ -9,18 +9,30 @@ use wire::control::{Message, ToHost};
 const FRAMES_AT_ONCE: usize = 64;
 const BYTES_AT_ONCE: usize = 128 << 10;
 
-/// The end that speaks. A host that is gone is noticed at the connection, so speaking never fails.
+/// Bytes that may wait to be written to one host. One that does not read for so long has failed; announcements of a
+/// terabyte of memory take 40 MB.
+const QUEUE_BYTES_MAX: u64 = 64 << 20;
+
+/// The end that speaks. A host that is gone is noticed at the connection; speaking fails only if a host that is there
+/// does not read.
 pub(super) struct Queue {
     usual: UnboundedSender<ToHost>,
     urgent: UnboundedSender<Vec<u8>>,
     ahead: Arc<AtomicU64>,
+    /// Bytes in `usual`.
+    waiting: Arc<AtomicU64>,
 }
+
+/// The host does not read what is said to it.
+#[derive(Debug)]
+pub(super) struct Deaf;
 
 /// The end that writes.
 pub(super) struct Queued {
     usual: UnboundedReceiver<ToHost>,
     urgent: UnboundedReceiver<Vec<u8>>,
     ahead: Arc<AtomicU64>,
+    waiting: Arc<AtomicU64>,
     /// Taken off the queues and not handed out.
     first: Option<Vec<u8>>,
     next: Option<ToHost>,
@@ -30,23 +42,28 @@ pub(super) struct Queued {
 pub(super) fn queue() -> (Queue, Queued) {
     let (usual, usual_out) = unbounded_channel();
     let (urgent, urgent_out) = unbounded_channel();
-    let ahead = Arc::new(AtomicU64::new(0));
+    let (ahead, waiting) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
     let queued = Queued {
         usual: usual_out,
         urgent: urgent_out,
         ahead: Arc::clone(&ahead),
+        waiting: Arc::clone(&waiting),
         first: None,
         next: None,
         closed: false,
     };
-    (Queue { usual, urgent, ahead }, queued)
+    (Queue { usual, urgent, ahead, waiting }, queued)
 }
 
 impl Queue {
     /// In turn.
-    pub(super) fn say(&self, message: ToHost) {
+    pub(super) fn say(&self, message: ToHost) -> Result<(), Deaf> {
+        if self.waiting.fetch_add(size(&message), Relaxed) > QUEUE_BYTES_MAX {
+            return Err(Deaf);
+        }
         // A closed queue shows itself as a broken link.
         let _ = self.usual.send(message);
+        Ok(())
     }
 
     /// Before everything said by [`Queue::say`].
@@ -60,6 +77,17 @@ impl Queue {
     pub(super) fn first_bytes(&self) -> u64 {
         self.ahead.load(Relaxed)
     }
+}
+
+/// What a message takes in memory, about. Attachments have a limit of their own, and go out once.
+fn size(message: &ToHost) -> u64 {
+    let lists = match message {
+        ToHost::BlockData { bytes, .. } => bytes.len(),
+        ToHost::Announce(announce) => announce.blocks.len() * 36,
+        ToHost::Through(through) => (through.blocks.len() + through.sent.len()) * 16,
+        _ => 0,
+    };
+    (lists + size_of::<ToHost>()) as u64
 }
 
 impl Queued {
@@ -98,6 +126,7 @@ impl Queued {
         }
         while batch.len() < FRAMES_AT_ONCE && bytes < BYTES_AT_ONCE {
             let Some(message) = self.next.take().or_else(|| self.usual.try_recv().ok()) else { break };
+            self.waiting.fetch_sub(size(&message), Relaxed);
             let frame = message.encode();
             bytes += frame.len();
             batch.push(frame);
@@ -123,17 +152,33 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
         let (queue, mut queued) = queue();
         let block = |block| ToHost::BlockData { block, bytes: vec![0; BYTES_AT_ONCE] };
-        queue.say(block(1));
-        queue.say(block(2));
+        queue.say(block(1)).expect("room");
+        queue.say(block(2)).expect("room");
         queue.say_first(&cancel("now"));
         assert!(queue.first_bytes() > 0);
         assert_eq!(said(runtime.block_on(queued.next())), [cancel("now"), block(1)]);
         assert_eq!(queue.first_bytes(), 0);
         queue.say_first(&cancel("again"));
         assert_eq!(said(runtime.block_on(queued.next())), [cancel("again"), block(2)]);
-        queue.say(cancel("last"));
+        queue.say(cancel("last")).expect("room");
         drop(queue);
         assert_eq!(said(runtime.block_on(queued.next())), [cancel("last")]);
         assert!(runtime.block_on(queued.next()).is_empty(), "closed");
+    }
+    #[test]
+    fn a_host_that_does_not_read_is_told_from_one_that_is_slow() {
+        let (queue, mut queued) = queue();
+        let block = || ToHost::BlockData { block: 1, bytes: vec![0; 1 << 20] };
+        let mut said = 0;
+        while queue.say(block()).is_ok() {
+            said += 1;
+        }
+        assert!((60..=66).contains(&said), "{said} MiB");
+        let (other, mut read) = super::queue();
+        for _ in 0..200 {
+            other.say(block()).expect("what is read makes room");
+            assert_eq!(read.rest().len(), 1);
+        }
+        assert!(!queued.rest().is_empty());
     }
 }

@@ -17,6 +17,7 @@ impl Session {
         if entry.is_over() {
             return;
         }
+        entry.announced.insert(BlockId(id));
         entry.announced_bytes += u64::from(len);
         if entry.connected {
             entry.unannounced.push(id);
@@ -44,7 +45,10 @@ impl Session {
         let entry = &mut self.hosts[host];
         entry.done = BlockSet::default();
         entry.done_bytes = 0;
+        entry.announced = BlockSet::default();
         entry.announced_bytes = 0;
+        entry.undecided.clear();
+        entry.retold.clear();
         entry.unannounced.clear();
         entry.owed.clear();
         for id in 0..self.blocks.len() as u64 {
@@ -63,7 +67,7 @@ impl Session {
         }
     }
 
-    pub(super) fn needs(&self, host: usize, id: u64) -> bool {
+    fn needs(&self, host: usize, id: u64) -> bool {
         let segment = self.blocks[super::index(BlockId(id))].segment;
         self.channels[self.segments[segment].channel].spec.hosts.contains(&host)
     }

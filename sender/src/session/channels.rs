@@ -1,13 +1,15 @@
 //! Channels and segments: joins ahead of need, leaves when no longer needed.
 
-use super::host::{Membership, Phase};
+use super::host::Membership;
 use super::{ChannelSpec, Event, SegmentSpec, Session};
 use std::time::Duration;
 use wire::ChannelId;
 use wire::control::{Join, ToHost};
 
-/// A channel that is being opened waits so long for the `Joined` of a slower half of its members.
+/// A channel that is being opened waits so long for the `Joined` of a slower half of its members …
 const JOIN_WAIT_MAX: Duration = Duration::from_secs(1);
+/// … and so long for that of most, or all of them.
+const JOIN_WAIT_MOST_MAX: Duration = Duration::from_secs(4);
 
 pub(super) struct Channel {
     pub(super) spec: ChannelSpec,
@@ -16,6 +18,12 @@ pub(super) struct Channel {
     pub(super) state: State,
     /// Datagrams sent.
     pub(super) sent: u64,
+    /// Bytes of its blocks in the window.
+    pub(super) window_used: u64,
+    /// When last looked at, a member had no credit left.
+    pub(super) blocked: bool,
+    /// Not left before: blocks are being recalled on it.
+    pub(super) hold_until: Duration,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -42,7 +50,15 @@ pub(super) struct Segment {
 
 impl Channel {
     pub(super) fn new(spec: ChannelSpec, last_segment: usize) -> Self {
-        Self { spec, last_segment, state: State::Closed, sent: 0 }
+        Self {
+            spec,
+            last_segment,
+            state: State::Closed,
+            sent: 0,
+            window_used: 0,
+            blocked: false,
+            hold_until: Duration::ZERO,
+        }
     }
 
     pub(super) fn is_ready(&self, now: Duration) -> bool {
@@ -99,7 +115,7 @@ impl Session {
             Err(_) => {
                 self.hosts[host].membership[channel] = Membership::No;
                 self.hosts[host].times_apart = u32::MAX;
-                self.set_phase(host, Phase::Unicast, now);
+                self.serve_apart(host, now);
             }
         }
         self.settle_opening(now);
@@ -117,8 +133,11 @@ impl Session {
             if before > ahead_bytes {
                 break;
             }
-            before += segment.expected_bytes.saturating_sub(segment.sent_bytes).max(1);
             let channel = segment.channel;
+            // A segment that is held up by a slow host does not hold up the next ones.
+            if !self.channels[channel].blocked {
+                before += segment.expected_bytes.saturating_sub(segment.sent_bytes).max(1);
+            }
             if self.channels[channel].state == State::Closed && !self.open(channel, now) {
                 break;
             }
@@ -129,8 +148,7 @@ impl Session {
     /// Asks the members to join; `false` if one of them has no membership left.
     fn open(&mut self, channel: usize, now: Duration) -> bool {
         let members = self.channels[channel].spec.hosts.clone();
-        let is_group = self.channels[channel].spec.group.is_some();
-        if is_group && members.iter().any(|host| self.memberships(*host) >= self.config.memberships_max) {
+        if !members.iter().all(|host| self.may_join(*host, channel)) {
             return false;
         }
         self.channels[channel].state = State::Opening(now);
@@ -142,50 +160,82 @@ impl Session {
         true
     }
 
+    /// Opens a channel that was left already for members that owe its blocks; `false` if one has no membership left.
+    pub(super) fn reopen(&mut self, channel: usize, members: &[usize], now: Duration) -> bool {
+        if !members.iter().all(|host| self.may_join(*host, channel)) {
+            return false;
+        }
+        self.channels[channel].state = State::Opening(now);
+        self.channels[channel].hold_until = now + JOIN_WAIT_MOST_MAX;
+        for host in members {
+            self.ask_to_join(*host, channel);
+        }
+        true
+    }
+
+    /// Whether a host has a membership left for this channel.
+    pub(super) fn may_join(&self, host: usize, channel: usize) -> bool {
+        self.channels[channel].spec.group.is_none() || self.memberships(host) < self.config.memberships_max
+    }
+
     fn memberships(&self, host: usize) -> usize {
         let joined = self.hosts[host].membership.iter().zip(&self.channels);
         joined.filter(|(m, c)| **m != Membership::No && c.spec.group.is_some()).count()
     }
 
-    fn ask_to_join(&mut self, host: usize, channel: usize) {
+    pub(super) fn ask_to_join(&mut self, host: usize, channel: usize) {
         let spec = &self.channels[channel].spec;
+        if spec.group.is_none() && self.hosts[host].no_unicast {
+            return;
+        }
         let (key, salt) = (spec.secret.key, spec.secret.salt);
         let join = Join { channel: spec.id.0, key, salt, group: spec.group };
         self.hosts[host].membership[channel] = Membership::Joining;
+        // It counts from here.
+        self.hosts[host].counted.remove(&join.channel);
         self.say(host, ToHost::Join(join));
     }
 
-    /// Lets a host that came late join the channels that are open.
+    /// Lets a host that came late join the channels that are open, as far as its memberships go.
     pub(super) fn join_open_channels(&mut self, host: usize) {
         for channel in 0..self.channels.len() {
             let open = matches!(self.channels[channel].state, State::Opening(_) | State::Open(_));
-            if open && self.channels[channel].spec.hosts.contains(&host) {
+            let wanted = open && self.channels[channel].spec.hosts.contains(&host);
+            if wanted
+                && self.hosts[host].membership[channel] == Membership::No
+                && self.may_join(host, channel)
+            {
                 self.ask_to_join(host, channel);
             }
         }
     }
 
-    /// Opening channels become open once nobody has to be waited for.
+    /// Opening channels become open once nobody has to be waited for. Who keeps the others waiting is not waited for
+    /// again, by any channel, and catches up.
     fn settle_opening(&mut self, now: Duration) {
         for channel in 0..self.channels.len() {
             let State::Opening(since) = self.channels[channel].state else { continue };
-            let members = self.channels[channel].spec.hosts.iter().map(|host| &self.hosts[*host]);
+            let members = self.channels[channel].spec.hosts.iter().copied();
             let mut ready_at = since;
-            let (mut joined, mut joining) = (0, 0);
-            for host in members.filter(|host| host.is_active()) {
-                match host.membership[channel] {
-                    Membership::Joining => joining += 1,
+            let (mut joined, mut joining) = (0, Vec::new());
+            for host in members.filter(|host| self.hosts[*host].is_active()) {
+                match self.hosts[host].membership[channel] {
+                    Membership::Joining if !self.hosts[host].joins_late => joining.push(host),
                     Membership::From(at) => {
                         joined += 1;
                         ready_at = ready_at.max(at);
                     }
-                    Membership::No => {}
+                    Membership::Joining | Membership::No => {}
                 }
             }
             // If most are late, they are busy: without them, all would be owed everything by unicast. Who is gone, and not
             // only late, is found silent.
-            if joining == 0 || (joined >= joining && now >= since + JOIN_WAIT_MAX) {
+            let wait = if joined >= joining.len() { JOIN_WAIT_MAX } else { JOIN_WAIT_MOST_MAX };
+            if joining.is_empty() || now >= since + wait {
                 self.channels[channel].state = State::Open(ready_at);
+                for host in joining {
+                    self.hosts[host].joins_late = true;
+                }
             }
         }
     }
@@ -201,7 +251,7 @@ impl Session {
     }
 
     /// Leaves the channels whose segments every host on them has.
-    pub(super) fn close_channels(&mut self) {
+    pub(super) fn close_channels(&mut self, now: Duration) {
         for channel in 0..self.channels.len() {
             if !matches!(self.channels[channel].state, State::Open(_)) {
                 continue;
@@ -209,7 +259,7 @@ impl Session {
             let last = self.channels[channel].last_segment;
             let sent = self.segments[..=last].iter().all(|s| s.channel != channel || s.is_sent());
             let busy = self.in_flight.values().any(|flight| flight.channel == channel);
-            if sent && !busy {
+            if sent && !busy && now >= self.channels[channel].hold_until {
                 self.channels[channel].state = State::Left;
                 for host in self.channels[channel].spec.hosts.clone() {
                     self.leave(host, channel);
@@ -222,6 +272,7 @@ impl Session {
         if std::mem::replace(&mut self.hosts[host].membership[channel], Membership::No) == Membership::No {
             return;
         }
+        self.hosts[host].counted.remove(&self.channels[channel].spec.id.0);
         self.stats.leaves += u64::from(self.channels[channel].spec.group.is_some());
         let id = self.channels[channel].spec.id.0;
         if self.hosts[host].connected && !self.hosts[host].is_over() {

@@ -20,8 +20,16 @@ pub struct SessionConfig {
     pub repair_holdoff: Duration,
     /// A host that does not answer for so long is not waited for until it does.
     pub lag_limit: Duration,
-    /// A host without any progress for so long has failed.
+    /// A host that says nothing for so long, or gets nothing done of what is under way to it, has failed.
     pub host_timeout: Duration,
+    /// A host that has all blocks and does not report its images complete for so long has failed: it syncs them then.
+    pub finish_timeout: Duration,
+    /// Over so long …
+    pub useful_window: Duration,
+    /// … a host must take so many bytes per second of what waits for it (less if the session's rate is low).
+    pub useful_bytes_per_s: u64,
+    /// A host that connects so often without getting further has failed.
+    pub connections_max: u32,
     /// From the last host's `Joined` until the network surely forwards the group.
     pub join_latency: Duration,
     /// A channel is opened so long before its data are expected.
@@ -32,7 +40,7 @@ pub struct SessionConfig {
     pub start_wait_max: Duration,
     /// Groups that a host may be a member of at once.
     pub memberships_max: usize,
-    /// Bytes under way on control channels as catch-up, over all hosts.
+    /// Bytes under way on control channels as catch-up, shared by the hosts that owe any; each has at least one block.
     pub catch_up_bytes: u64,
 }
 
@@ -49,6 +57,10 @@ impl SessionConfig {
             repair_holdoff: Duration::from_millis(10),
             lag_limit: Duration::from_millis(250),
             host_timeout: Duration::from_secs(20),
+            finish_timeout: Duration::from_secs(120),
+            useful_window: Duration::from_secs(60),
+            useful_bytes_per_s: 32 << 10,
+            connections_max: 16,
             join_latency: Duration::from_millis(25),
             prejoin: Duration::from_millis(60),
             start_grace: Duration::from_millis(500),

@@ -1,12 +1,12 @@
 //! Blocks in flight: from the first symbol handed out until every host on the group has the block.
 
 use super::host::Phase;
-use super::{Session, Symbols, Transmit, index};
+use super::{Block, Session, Symbols, Transmit, index};
 use fec::Scheme;
 use std::collections::BTreeMap;
 use std::time::Duration;
 use wire::BlockId;
-use wire::control::Deficit;
+use wire::control::{BlockRange, Deficit};
 use wire::datagram::OVERHEAD_BYTES;
 
 /// Loss from which on parity goes out with the source symbols instead of waiting for deficits.
@@ -19,13 +19,22 @@ pub(super) struct InFlight {
     pub(super) channel: usize,
     pub(super) hosts: BTreeMap<usize, At>,
     pub(super) first_deficit: Option<Duration>,
-    /// Next unused ESI of each scheme.
-    pub(super) next_cauchy: u32,
-    pub(super) next_raptorq: u32,
+    /// Next unused ESIs.
+    pub(super) next: NextEsis,
     /// Repairs so far.
     pub(super) rounds: u32,
     /// Bursts not handed out yet.
     pub(super) bursts: u32,
+    /// Its bytes are not at hand yet (see `catch_up`).
+    pub(super) recalling: bool,
+}
+
+/// Next unused ESI of each scheme. A block that comes into flight again goes on where it stopped, since hosts may
+/// hold what was sent before.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct NextEsis {
+    pub(super) cauchy: u32,
+    pub(super) raptorq: u32,
 }
 
 /// Where a block stands at one host.
@@ -46,6 +55,8 @@ pub(super) struct Burst {
     pub(super) channel: usize,
     pub(super) block: BlockId,
     pub(super) symbols: Symbols,
+    /// Answers deficits, or carries a block again.
+    is_repair: bool,
 }
 
 impl Session {
@@ -54,13 +65,14 @@ impl Session {
         if self.cancelled || self.started_at.is_none() || !self.pacer.is_ready(now) {
             return None;
         }
-        let next = self.next_burst(now);
-        self.stalled = next.is_none();
-        if next.is_none() {
+        let Some(burst) = self.next_burst(now) else {
+            self.stalled = true;
             self.ask_hosts(now, true);
-        }
-        let burst = next?;
-        let Burst { channel, block, symbols } = self.cut(burst);
+            return None;
+        };
+        // Whatever is asked for again, new blocks have half of the rate.
+        self.repair_turn = !burst.is_repair;
+        let Burst { channel, block, symbols, .. } = self.cut(burst);
         let count = symbols.count();
         let bytes = u64::from(count) * self.symbol_wire_bytes(block.0);
         self.pacer.spend(now, bytes);
@@ -68,6 +80,7 @@ impl Session {
         for host in self.channels[channel].spec.hosts.clone() {
             if self.hosts[host].is_member(channel, now) {
                 self.hosts[host].sent_bytes += bytes;
+                self.hosts[host].offered += u64::from(count);
             }
         }
         let counter = match &symbols {
@@ -81,38 +94,58 @@ impl Session {
         Some(Transmit { channel, block, symbols })
     }
 
-    /// Whether source symbols are waiting for pacing, credit or a channel.
+    /// Whether symbols are waiting for pacing, credit or a channel.
+    pub(super) fn has_bursts(&self) -> bool {
+        !self.bursts.is_empty() || !self.repairs.is_empty() || self.has_source()
+    }
+
+    /// Whether blocks are waiting to be begun.
     pub(super) fn has_source(&self) -> bool {
         self.segments.iter().any(|segment| !segment.waiting.is_empty())
     }
 
-    /// The first burst whose channel has credit; else the next block of the first segment that has.
+    /// The next burst: repair and new blocks take turns.
     fn next_burst(&mut self, now: Duration) -> Option<Burst> {
-        for at in 0..self.bursts.len() {
-            let (channel, id) = (self.bursts[at].channel, self.bursts[at].block.0);
+        if self.repair_turn {
+            self.next_waiting(true, now).or_else(|| self.next_source(now))
+        } else {
+            self.next_source(now).or_else(|| self.next_waiting(true, now))
+        }
+    }
+
+    /// The first waiting burst whose channel has credit.
+    fn next_waiting(&mut self, repair: bool, now: Duration) -> Option<Burst> {
+        let mut at = 0;
+        loop {
+            let queue = if repair { &mut self.repairs } else { &mut self.bursts };
+            let (channel, id) = queue.get(at).map(|burst| (burst.channel, burst.block.0))?;
             if !self.in_flight.contains_key(&id) {
                 // Everybody got it meanwhile, or left.
-                self.bursts.remove(at);
-                return self.next_burst(now);
+                queue.remove(at);
+            } else if self.has_credit(channel, now) {
+                return if repair { self.repairs.remove(at) } else { self.bursts.remove(at) };
+            } else {
+                at += 1;
             }
-            if self.has_credit(channel, now) {
-                return self.bursts.remove(at);
-            }
+        }
+    }
+
+    /// The rest of a block that was begun; else the next block of the first segment whose channel has credit.
+    fn next_source(&mut self, now: Duration) -> Option<Burst> {
+        if let Some(burst) = self.next_waiting(false, now) {
+            return Some(burst);
         }
         for segment in 0..self.segments.len() {
             let channel = self.segments[segment].channel;
             if self.segments[segment].waiting.is_empty() || !self.channels[channel].is_ready(now) {
                 continue;
             }
-            while let Some(id) = self.segments[segment].waiting.front().copied() {
-                if !self.has_credit(channel, now) {
-                    break;
-                }
-                self.segments[segment].waiting.pop_front();
+            while self.has_credit(channel, now) {
+                let Some(id) = self.segments[segment].waiting.pop_front() else { break };
                 self.start_segment(segment);
                 self.start_block(segment, id, now);
-                if let Some(burst) = self.bursts.pop_front() {
-                    return Some(burst);
+                if let Some(at) = self.bursts.iter().position(|burst| burst.block.0 == id) {
+                    return self.bursts.remove(at);
                 }
             }
         }
@@ -126,11 +159,9 @@ impl Session {
         let members: Vec<usize> = members.filter(|host| self.hosts[*host].is_member(channel, now)).collect();
         let full = |host: &usize| self.hosts[*host].under_way() + burst > self.hosts[*host].credit.max(burst);
         let blockers: Vec<usize> = members.iter().copied().filter(full).collect();
-        if blockers.is_empty() {
-            return true;
-        }
+        self.channels[channel].blocked = !blockers.is_empty();
         self.charge(&blockers, members.len(), now);
-        false
+        blockers.is_empty()
     }
 
     /// Puts a block into flight: for the members of its channel the symbols, for the others a debt.
@@ -140,7 +171,7 @@ impl Session {
         block.sent = true;
         let digest = block.digest;
         self.segments[segment].sent_bytes += u64::from(block.len);
-        let mut flight = InFlight::new(channel, self.shape(id).symbols());
+        let mut flight = InFlight::new(channel, self.blocks[index(BlockId(id))].next_esis);
         let (mut all_held, mut owed) = (true, false);
         for host in self.channels[channel].spec.hosts.clone() {
             let entry = &mut self.hosts[host];
@@ -151,6 +182,7 @@ impl Session {
             if entry.is_member(channel, now) {
                 all_held &= held;
                 flight.hosts.insert(host, At::Sending);
+                entry.flights += 1;
             } else if held && entry.connected {
                 entry.to_ask.push(id);
             } else {
@@ -172,10 +204,10 @@ impl Session {
             self.queue_questions(id);
             return;
         }
-        self.push_bursts(id, &[Symbols::Source(0..shape.symbols())]);
+        self.push_burst(id, Symbols::Source(0..shape.symbols()), false);
         if parity > 0 {
             let scheme = if parity <= CAUCHY_PARITY_MAX { Scheme::Cauchy } else { Scheme::RaptorQ };
-            self.push_fresh(id, scheme, parity);
+            self.push_fresh(id, scheme, parity, false);
         }
     }
 
@@ -196,25 +228,25 @@ impl Session {
     }
 
     /// Queues fresh repair symbols of a scheme.
-    pub(super) fn push_fresh(&mut self, id: u64, scheme: Scheme, count: u32) {
+    pub(super) fn push_fresh(&mut self, id: u64, scheme: Scheme, count: u32, is_repair: bool) {
         let Some(flight) = self.in_flight.get_mut(&id) else { return };
         let next = match scheme {
-            Scheme::Cauchy => &mut flight.next_cauchy,
-            Scheme::RaptorQ => &mut flight.next_raptorq,
+            Scheme::Cauchy => &mut flight.next.cauchy,
+            Scheme::RaptorQ => &mut flight.next.raptorq,
         };
         let first = *next;
         *next += count;
-        self.push_bursts(id, &[Symbols::Repair(scheme, first..first + count)]);
+        self.blocks[index(BlockId(id))].next_esis = flight.next;
+        self.push_burst(id, Symbols::Repair(scheme, first..first + count), is_repair);
     }
 
-    pub(super) fn push_bursts(&mut self, id: u64, symbols: &[Symbols]) {
+    pub(super) fn push_burst(&mut self, id: u64, symbols: Symbols, is_repair: bool) {
         let Some(flight) = self.in_flight.get_mut(&id) else { return };
-        for symbols in symbols {
-            flight.bursts += 1;
-            self.stalled = false;
-            let symbols = symbols.clone();
-            self.bursts.push_back(Burst { channel: flight.channel, block: BlockId(id), symbols });
-        }
+        flight.bursts += 1;
+        self.stalled = false;
+        let burst = Burst { channel: flight.channel, block: BlockId(id), symbols, is_repair };
+        let queue = if is_repair { &mut self.repairs } else { &mut self.bursts };
+        queue.push_back(burst);
     }
 
     /// Cuts a burst to the size of one batch and puts the rest back to the front.
@@ -241,7 +273,8 @@ impl Session {
         if let Some(flight) = self.in_flight.get_mut(&burst.block.0) {
             flight.bursts += 1;
         }
-        self.bursts.push_front(Burst { symbols: tail, ..burst });
+        let queue = if burst.is_repair { &mut self.repairs } else { &mut self.bursts };
+        queue.push_front(Burst { symbols: tail, ..burst });
         Burst { symbols: head, ..burst }
     }
 
@@ -263,19 +296,28 @@ impl Session {
         }
     }
 
-    /// The host has the block.
-    pub(super) fn mark_done(&mut self, host: usize, id: u64, now: Duration) {
-        let Some(block) = self.blocks.get(index(BlockId(id))) else { return };
-        if !self.needs(host, id) {
-            return;
+    /// The host has these blocks. Costs what is new to it, whatever it claims.
+    pub(super) fn mark_all_done(&mut self, host: usize, ranges: &[BlockRange], now: Duration) {
+        for range in ranges {
+            let entry = &self.hosts[host];
+            let end = range.first.saturating_add(u64::from(range.count));
+            let new: Vec<BlockId> = entry.announced.without(&entry.done, range.first..end).collect();
+            for BlockId(id) in new {
+                self.mark_done(host, id, now);
+            }
         }
-        let len = u64::from(block.len);
+    }
+
+    fn mark_done(&mut self, host: usize, id: u64, now: Duration) {
+        let len = u64::from(self.blocks[index(BlockId(id))].len);
         let entry = &mut self.hosts[host];
-        if !entry.done.insert(BlockId(id)) {
-            return;
-        }
+        entry.done.insert(BlockId(id));
         entry.done_bytes += len;
         entry.last_progress = now;
+        if entry.done_bytes > entry.done_bytes_max {
+            entry.done_bytes_max = entry.done_bytes;
+            entry.connections = 0;
+        }
         entry.owed.remove(&id);
         entry.catching_up.remove(&id);
         self.take_off_flight(host, id);
@@ -289,7 +331,9 @@ impl Session {
 
     fn take_off_flight(&mut self, host: usize, id: u64) {
         let Some(flight) = self.in_flight.get_mut(&id) else { return };
-        flight.hosts.remove(&host);
+        if flight.hosts.remove(&host).is_some() {
+            self.hosts[host].flights -= 1;
+        }
         if flight.hosts.is_empty() {
             self.in_flight.remove(&id);
             self.dirty.remove(&id);
@@ -298,33 +342,49 @@ impl Session {
     }
 
     fn release(&mut self, id: u64) {
-        self.window_used -= u64::from(self.blocks[index(BlockId(id))].len);
+        let Block { len, segment, .. } = self.blocks[index(BlockId(id))];
+        self.window_used -= u64::from(len);
+        self.channels[self.segments[segment].channel].window_used -= u64::from(len);
         self.releases.push_back(BlockId(id));
     }
 
-    /// Nothing can be encoded because the window is full: the hosts on its oldest block hold it up.
+    /// Nothing of a channel can be encoded because its share of the window is full: the hosts on its oldest block hold
+    /// it up.
     pub(super) fn charge_full_window(&mut self, now: Duration) {
-        if self.encoding_done || self.has_source() || self.wants_blocks(0) {
-            return;
+        for channel in 0..self.channels.len() {
+            if self.encoding_done || !self.is_held_up(channel) {
+                continue;
+            }
+            let Some(oldest) = self.in_flight.values().find(|flight| flight.channel == channel) else {
+                continue;
+            };
+            let blockers: Vec<usize> = oldest.hosts.keys().copied().collect();
+            let members = self.channels[channel].spec.hosts.iter();
+            let of = members.filter(|host| self.hosts[**host].phase == Phase::Active).count();
+            self.charge(&blockers, of, now);
         }
-        let Some(oldest) = self.in_flight.values().next() else { return };
-        let blockers: Vec<usize> = oldest.hosts.keys().copied().collect();
-        let members = self.channels[oldest.channel].spec.hosts.iter();
-        let of = members.filter(|host| self.hosts[**host].phase == Phase::Active).count();
-        self.charge(&blockers, of, now);
+    }
+
+    /// All of a channel's share of the window is in flight, and there is more to encode for it.
+    fn is_held_up(&self, channel: usize) -> bool {
+        let mut segments = self.segments.iter().filter(|segment| segment.channel == channel);
+        self.channels[channel].window_used > 0
+            && !self.has_room(channel, 0, 0)
+            && segments.clone().all(|segment| segment.waiting.is_empty())
+            && segments.any(|segment| !segment.encoded)
     }
 }
 
 impl InFlight {
-    fn new(channel: usize, symbols: u32) -> Self {
+    pub(super) fn new(channel: usize, next: NextEsis) -> Self {
         Self {
             channel,
             hosts: BTreeMap::new(),
             first_deficit: None,
-            next_cauchy: symbols,
-            next_raptorq: symbols,
+            next,
             rounds: 0,
             bursts: 0,
+            recalling: false,
         }
     }
 }

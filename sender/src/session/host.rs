@@ -56,6 +56,8 @@ pub(super) struct Host {
     pub(super) last_ask: Duration,
     pub(super) done: BlockSet,
     pub(super) done_bytes: u64,
+    /// Blocks that it needs, as far as they are encoded.
+    pub(super) announced: BlockSet,
     pub(super) announced_bytes: u64,
     pub(super) unannounced: Vec<u64>,
     /// Blocks to be sent whole over the control channel.
@@ -63,7 +65,29 @@ pub(super) struct Host {
     /// Those under way there, with their lengths.
     pub(super) catching_up: BTreeMap<u64, u32>,
     pub(super) held: HashSet<Digest>,
+    /// Since when nothing was heard of it.
+    pub(super) last_heard: Duration,
+    /// Since when it got nothing done although something was under way to it.
     pub(super) last_progress: Duration,
+    /// Start of the window over which its usefulness is judged, and its `done_bytes` then.
+    pub(super) useful_since: Duration,
+    pub(super) useful_bytes: u64,
+    /// Most `done_bytes` of any connection, and connections made since it had so many.
+    pub(super) done_bytes_max: u64,
+    pub(super) connections: u32,
+    /// Blocks in flight to it.
+    pub(super) flights: usize,
+    /// Blocks asked about that are neither done nor lacking nor in flight: asked about again after a while.
+    pub(super) undecided: Vec<(Duration, u64)>,
+    /// Blocks sent whole that it claimed to lack all the same, and how often.
+    pub(super) retold: BTreeMap<u64, u32>,
+    /// Gets no datagrams of its own (see `Session::forbid_unicast`).
+    pub(super) no_unicast: bool,
+    /// Left a `Join` unanswered for long: no group waits for it again.
+    pub(super) joins_late: bool,
+    /// How often it fell silent lately, and when last.
+    pub(super) silences: u32,
+    pub(super) silent_at: Duration,
     /// For how long it held the group up, with few others, since `blocking_since`.
     pub(super) blocking: Duration,
     pub(super) blocking_since: Duration,
@@ -72,6 +96,11 @@ pub(super) struct Host {
     pub(super) latency: Duration,
     /// How often it was too slow for its groups, or could not join.
     pub(super) times_apart: u32,
+    /// Symbols of groups that were sent to it, and that it claimed to lack, since `blocking_since`.
+    pub(super) offered: u64,
+    pub(super) claimed: u64,
+    /// The share of them, of the last such time that told.
+    pub(super) claim_share: f64,
     /// Smoothed share of datagrams lost on the way to it.
     pub(super) loss: f64,
     /// Since when next to nothing reaches it.
@@ -113,17 +142,33 @@ impl Host {
             last_ask: Duration::ZERO,
             done: BlockSet::default(),
             done_bytes: 0,
+            announced: BlockSet::default(),
             announced_bytes: 0,
             unannounced: Vec::new(),
             owed: BTreeSet::new(),
             catching_up: BTreeMap::new(),
             held: HashSet::new(),
+            last_heard: Duration::ZERO,
             last_progress: Duration::ZERO,
+            useful_since: Duration::ZERO,
+            useful_bytes: 0,
+            done_bytes_max: 0,
+            connections: 0,
+            flights: 0,
+            undecided: Vec::new(),
+            retold: BTreeMap::new(),
+            no_unicast: false,
+            joins_late: false,
+            silences: 0,
+            silent_at: Duration::ZERO,
             blocking: Duration::ZERO,
             blocking_since: Duration::ZERO,
             charged_at: Duration::ZERO,
             latency: Duration::ZERO,
             times_apart: 0,
+            offered: 0,
+            claimed: 0,
+            claim_share: 0.0,
             loss: 0.0,
             deaf_since: None,
             counted: BTreeMap::new(),
@@ -162,7 +207,18 @@ impl Host {
             && self.owed.len() + self.catching_up.len() < BLOCKS
     }
 
-    pub(super) fn has_work(&self) -> bool {
-        !self.owed.is_empty() || !self.catching_up.is_empty() || self.done_bytes < self.announced_bytes
+    /// Something was sent to it, or is about to be, that it has not said to have.
+    pub(super) fn has_under_way(&self) -> bool {
+        self.flights > 0 || !self.catching_up.is_empty()
+    }
+
+    /// Has all blocks there are.
+    pub(super) fn has_all(&self) -> bool {
+        self.done_bytes == self.announced_bytes
+    }
+
+    /// May be sent blocks whole.
+    pub(super) fn is_reachable(&self) -> bool {
+        self.connected && matches!(self.phase, Phase::Active | Phase::Unicast)
     }
 }

@@ -1,25 +1,32 @@
 //! The hosts' phases: who is waited for, who is taken off its groups, who has failed.
 
-use super::Event;
-use super::Session;
 use super::host::{Host, Phase};
+use super::{Event, Session};
 use std::time::Duration;
 use wire::control::{self, ToHost};
-use wire::limits;
 
 /// Slowness is judged over so long …
 const SLOW_WINDOW: Duration = Duration::from_millis(400);
 /// … and is holding the others up for this share of it. Equal hosts that take turns do not come near.
 const SLOW_SHARE: f64 = 0.7;
+/// A host that claims to lack more than this share of what its groups carry makes them carry it again for it alone …
+const CLAIM_SHARE_MAX: f64 = 0.3;
+/// … unless the half of the others with the smaller claims lack as much as this, too: then it is the network …
+const CLAIM_SHARE_USUAL: f64 = 0.1;
+/// … and fewer symbols do not tell.
+const CLAIM_SYMBOLS_MIN: u64 = 500;
+/// A host that falls silent so often, each time within `SILENCE_MEMORY` of the last, is too slow for its groups.
+const SILENCES_MAX: u32 = 3;
+const SILENCE_MEMORY: Duration = Duration::from_secs(10);
 
 impl Session {
     pub(super) fn set_phase(&mut self, host: usize, phase: Phase, now: Duration) {
         if self.hosts[host].phase == phase {
             return;
         }
-        self.hosts[host].phase = phase.clone();
-        self.hosts[host].blocking = Duration::ZERO;
-        self.hosts[host].blocking_since = now;
+        let entry = &mut self.hosts[host];
+        entry.phase = phase.clone();
+        entry.restart_judgement(now);
         if phase != Phase::Active {
             self.take_off_flights(host);
         }
@@ -37,6 +44,7 @@ impl Session {
         }
         self.hosts[host].owed.clear();
         self.hosts[host].catching_up.clear();
+        self.hosts[host].counted.clear();
         self.set_phase(host, Phase::Failed { reason }, now);
     }
 
@@ -59,16 +67,23 @@ impl Session {
         entry.acked_bytes = entry.sent_bytes;
         // Of the others, which it seemed to hold, nobody will ask any more.
         entry.owed.extend(entry.to_ask.drain(..));
+        entry.owed.extend(entry.undecided.drain(..).map(|(_, id)| id));
     }
 
     /// A silent host speaks again. It was on its groups all the while, so it may well have what it owes: it is asked
-    /// first, and only what it lacks is sent whole.
+    /// first, and only what it lacks is sent whole. One that falls silent again and again is too slow for its groups.
     pub(super) fn resume(&mut self, host: usize, now: Duration) {
+        let entry = &mut self.hosts[host];
+        entry.silences = if now > entry.silent_at + SILENCE_MEMORY { 1 } else { entry.silences + 1 };
+        entry.silent_at = now;
+        if entry.silences > SILENCES_MAX && self.may_serve_apart() {
+            self.hosts[host].silences = 0;
+            self.serve_apart(host, now);
+            return;
+        }
         self.set_phase(host, Phase::Active, now);
         let entry = &mut self.hosts[host];
-        if entry.owed.len() <= limits::DEFICITS_MAX {
-            entry.to_ask.extend(std::mem::take(&mut entry.owed));
-        }
+        entry.to_ask.extend(std::mem::take(&mut entry.owed));
     }
 
     /// How long a host may be silent: the configured time, or much longer than half of the hosts take to answer, since
@@ -86,54 +101,111 @@ impl Session {
 
     /// Sending starts when every host has accepted or failed, or those that have not had their time.
     pub(super) fn has_started(&mut self, now: Duration) -> bool {
-        if self.started_at.is_some() {
-            return true;
-        }
-        let absent = || self.hosts.iter().filter(|host| host.phase == Phase::Absent);
-        let tried = absent().all(|host| host.last_trouble.is_some());
-        let grace = if tried { self.config.start_grace } else { self.config.start_wait_max };
-        if absent().next().is_none() || now >= grace {
+        if self.started_at.is_none() && now >= self.start_due() {
             self.started_at = Some(now);
         }
         self.started_at.is_some()
+    }
+
+    /// When sending starts at the latest, as things stand.
+    pub(super) fn start_due(&self) -> Duration {
+        let absent = || self.hosts.iter().filter(|host| host.phase == Phase::Absent);
+        if absent().next().is_none() {
+            Duration::ZERO
+        } else if absent().all(|host| host.last_trouble.is_some()) {
+            self.config.start_grace
+        } else {
+            self.config.start_wait_max
+        }
     }
 
     /// Judges silence and slowness.
     pub(super) fn judge_hosts(&mut self, now: Duration) {
         self.charge_full_window(now);
         self.ask_again(now);
-        let (lag, timeout) = (self.silence_max(now), self.config.host_timeout);
+        let lag = self.silence_max(now);
         for host in 0..self.hosts.len() {
-            let entry = &mut self.hosts[host];
+            if self.hosts[host].is_over() {
+                continue;
+            }
+            self.restart_clocks(host, now);
+            if let Some(reason) = self.hopeless(host, now) {
+                self.fail(host, reason, now);
+                continue;
+            }
+            let entry = &self.hosts[host];
             let silent = entry.asks.front().is_some_and(|ask| now > ask.at + lag);
-            let stuck = now > entry.last_progress + timeout;
             match &entry.phase {
                 Phase::Active if silent => self.set_phase(host, Phase::Suspended, now),
-                Phase::Active if now > entry.blocking_since + SLOW_WINDOW => {
-                    let slow = entry.blocking > SLOW_WINDOW.mul_f64(SLOW_SHARE);
-                    entry.blocking = Duration::ZERO;
-                    entry.blocking_since = now;
-                    if slow && self.may_serve_apart() {
-                        self.serve_apart(host, now);
-                    }
-                }
-                Phase::Unicast if !stuck && entry.has_caught_up() => {
+                Phase::Active if now > entry.blocking_since + SLOW_WINDOW => self.judge_slowness(host, now),
+                Phase::Unicast if entry.has_caught_up() => {
                     self.set_phase(host, Phase::Active, now);
                     self.join_open_channels(host);
-                }
-                Phase::Active | Phase::Unicast if stuck && entry.has_work() => {
-                    let reason = format!("no progress for {} s", timeout.as_secs());
-                    self.fail(host, reason, now);
-                }
-                Phase::Absent | Phase::Suspended if stuck => {
-                    let trouble = entry.last_trouble.as_ref().map(|trouble| format!(": {trouble}"));
-                    let trouble = trouble.unwrap_or_default();
-                    let reason = format!("no answer for {} s{trouble}", timeout.as_secs());
-                    self.fail(host, reason, now);
                 }
                 _ => {}
             }
         }
+    }
+
+    /// While nothing is under way to a host, it cannot get on: its turn has not come, and that is not its fault.
+    fn restart_clocks(&mut self, host: usize, now: Duration) {
+        let is_finishing = self.is_finishing(host);
+        let entry = &mut self.hosts[host];
+        if !entry.has_under_way() && !is_finishing {
+            entry.last_progress = now;
+        }
+        if entry.owed.is_empty() && !entry.has_under_way() || !entry.connected {
+            entry.useful_since = now;
+            entry.useful_bytes = entry.done_bytes;
+        }
+    }
+
+    fn is_finishing(&self, host: usize) -> bool {
+        self.encoding_done && self.hosts[host].connected && self.hosts[host].has_all()
+    }
+
+    /// Why a host will not be complete in useful time, if so.
+    fn hopeless(&mut self, host: usize, now: Duration) -> Option<String> {
+        let rate_min = self.useful_rate();
+        let (timeout, finish) = (self.config.host_timeout, self.config.finish_timeout);
+        let is_finishing = self.is_finishing(host);
+        let entry = &mut self.hosts[host];
+        if now > entry.last_heard + timeout {
+            let trouble = entry.last_trouble.as_ref().map(|trouble| format!(": {trouble}"));
+            return Some(format!("no answer for {} s{}", timeout.as_secs(), trouble.unwrap_or_default()));
+        }
+        if !matches!(entry.phase, Phase::Active | Phase::Unicast) {
+            return None;
+        }
+        if is_finishing {
+            let late = now > entry.last_progress + finish;
+            let words = "has every block and does not complete its images";
+            return late.then(|| format!("{words} for {} s: look at its disk", finish.as_secs()));
+        }
+        if now > entry.last_progress + timeout {
+            return Some(format!("no progress for {} s", timeout.as_secs()));
+        }
+        let window = self.config.useful_window;
+        if now <= entry.useful_since + window {
+            return None;
+        }
+        let taken = entry.done_bytes.saturating_sub(entry.useful_bytes);
+        entry.useful_since = now;
+        entry.useful_bytes = entry.done_bytes;
+        let least = rate_min.saturating_mul(window.as_secs().max(1));
+        (taken < least).then(|| {
+            format!(
+                "took {taken} bytes in {} s, of at least {least}: too slow to be waited for",
+                window.as_secs()
+            )
+        })
+    }
+
+    /// Bytes per second that a host must take: less than configured if the session itself sends so slowly.
+    fn useful_rate(&self) -> u64 {
+        const SHARE: u64 = 64;
+        let fair = self.pacer.bytes_per_s() / (SHARE * self.hosts.len().max(1) as u64);
+        self.config.useful_bytes_per_s.min(fair)
     }
 
     /// Whether yet another host may be taken off its groups for slowness. If half of them are slow, slow is normal.
@@ -143,6 +215,33 @@ impl Session {
         (apart + 1) * 2 <= here
     }
 
+    /// At the end of a window: did the host hold its groups up, or make them carry everything again?
+    fn judge_slowness(&mut self, host: usize, now: Duration) {
+        let entry = &mut self.hosts[host];
+        let slow = entry.blocking > SLOW_WINDOW.mul_f64(SLOW_SHARE);
+        if entry.offered >= CLAIM_SYMBOLS_MIN {
+            #[expect(clippy::cast_precision_loss, reason = "counts of symbols in half a second")]
+            let share = entry.claimed as f64 / entry.offered as f64;
+            entry.claim_share = share;
+        }
+        let share = entry.claim_share;
+        entry.restart_judgement(now);
+        let greedy = share > CLAIM_SHARE_MAX && self.usual_claim_share(host) < CLAIM_SHARE_USUAL;
+        if (slow || greedy) && self.may_serve_apart() {
+            self.hosts[host].claim_share = 0.0;
+            self.serve_apart(host, now);
+        }
+    }
+
+    /// What half of the other hosts do not exceed; all, if there are none.
+    fn usual_claim_share(&self, host: usize) -> f64 {
+        let others = (0..self.hosts.len()).filter(|other| *other != host && self.hosts[*other].is_active());
+        let mut shares: Vec<f64> = others.map(|other| self.hosts[other].claim_share).collect();
+        shares.sort_by(f64::total_cmp);
+        shares.get(shares.len().saturating_sub(1) / 2).copied().unwrap_or(1.0)
+    }
+
+    /// Takes a host off its groups; what it lacks it gets over its control connection.
     pub(super) fn serve_apart(&mut self, host: usize, now: Duration) {
         for channel in 0..self.channels.len() {
             self.leave(host, channel);
@@ -161,5 +260,13 @@ impl Session {
             entry.blocking += now.saturating_sub(entry.charged_at).min(self.config.through_interval);
             entry.charged_at = now;
         }
+    }
+}
+
+impl Host {
+    fn restart_judgement(&mut self, now: Duration) {
+        self.blocking = Duration::ZERO;
+        self.blocking_since = now;
+        (self.offered, self.claimed) = (0, 0);
     }
 }

@@ -30,7 +30,7 @@ pub use spec::{ChannelSpec, Event, SegmentSpec, SessionStats, Symbols, Transmit}
 use crate::rate::Pacer;
 use channels::{Channel, Segment};
 use fec::CostModel;
-use flight::{Burst, InFlight};
+use flight::{Burst, InFlight, NextEsis};
 use host::Host;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -47,6 +47,9 @@ struct Block {
     digest: Digest,
     /// Source symbols have been handed out (or every host held the block).
     sent: bool,
+    /// How often the group carried it again.
+    recalls: u8,
+    next_esis: NextEsis,
 }
 
 /// See the module's text.
@@ -61,15 +64,21 @@ pub struct Session {
     in_flight: BTreeMap<u64, InFlight>,
     /// Blocks in flight with a deficit not yet answered.
     dirty: BTreeSet<u64>,
+    /// What is left of the blocks begun.
     bursts: VecDeque<Burst>,
+    /// Symbols asked for, and recalled blocks.
+    repairs: VecDeque<Burst>,
+    /// The next burst is a repair, if there is one.
+    repair_turn: bool,
+    /// Nothing could be sent although pacing allowed it: for want of credit, a channel or a block. Only news changes that.
+    stalled: bool,
     window_used: u64,
     encoding_done: bool,
     started_at: Option<Duration>,
     cancelled: bool,
-    /// Nothing could be sent although pacing allowed it: for want of credit, a channel or a block. Only news changes that.
-    stalled: bool,
     control: VecDeque<(usize, ToHost)>,
     releases: VecDeque<BlockId>,
+    recalls: VecDeque<BlockId>,
     events: VecDeque<Event>,
     stats: SessionStats,
 }
@@ -104,44 +113,54 @@ impl Session {
             in_flight: BTreeMap::new(),
             dirty: BTreeSet::new(),
             bursts: VecDeque::new(),
+            repairs: VecDeque::new(),
+            repair_turn: false,
+            stalled: false,
             window_used: 0,
             encoding_done: false,
             started_at: None,
             cancelled: false,
-            stalled: false,
             control: VecDeque::new(),
             releases: VecDeque::new(),
+            recalls: VecDeque::new(),
             events: VecDeque::new(),
             stats: SessionStats::default(),
         }
     }
 
-    /// Whether another stripe of contents should be encoded: the window has room for `pending_bytes`, which are
-    /// being encoded already, and more.
+    /// Whether another stripe of this segment should be encoded: its channel's share of the window has room beside
+    /// what is being encoded already, for this channel and in all.
+    ///
+    /// A channel may use `WINDOW_SHARE` (3) times what is free (the dynamic threshold of Choudhury and Hahne, "Dynamic queue length
+    /// thresholds for shared-memory packet switches", 1998): alone, three quarters of the window; and however many
+    /// channels are held up by slow hosts, there is room for the next one.
     #[must_use]
-    pub fn wants_blocks(&self, pending_bytes: u64) -> bool {
-        self.window_used + pending_bytes < self.config.window_bytes
+    pub fn wants_blocks(&self, segment: usize, pending_channel_bytes: u64, pending_bytes: u64) -> bool {
+        self.has_room(self.segments[segment].channel, pending_channel_bytes, pending_bytes)
     }
 
-    /// Takes in the next encoded block, in the order of the schedule; its id is the count of earlier ones.
-    ///
-    /// # Panics
-    /// If blocks of an earlier segment follow those of a later one.
+    fn has_room(&self, channel: usize, pending_channel_bytes: u64, pending_bytes: u64) -> bool {
+        const WINDOW_SHARE: u64 = 3;
+        let free = self.config.window_bytes.saturating_sub(self.window_used + pending_bytes);
+        self.channels[channel].window_used + pending_channel_bytes < WINDOW_SHARE * free
+    }
+
+    /// Takes in the next encoded block; its id is the count of earlier ones. Segments may alternate.
     pub fn handle_block(&mut self, segment: usize, len: u32, digest: Digest) -> BlockId {
         let id = self.blocks.len() as u64;
-        assert!(
-            self.blocks.last().is_none_or(|last| last.segment <= segment),
-            "blocks come in schedule order"
-        );
+        let symbols = self.shape_of(len).symbols();
+        let next_esis = NextEsis { cauchy: symbols, raptorq: symbols };
+        self.blocks.push(Block { segment, len, digest, sent: false, recalls: 0, next_esis });
         self.stalled = false;
-        self.blocks.push(Block { segment, len, digest, sent: false });
         self.segments[segment].waiting.push_back(id);
         self.segments[segment].encoded_bytes += u64::from(len);
         self.stats.blocks += 1;
         self.stats.encoded_bytes += u64::from(len);
         self.window_used += u64::from(len);
+        let channel = self.segments[segment].channel;
+        self.channels[channel].window_used += u64::from(len);
         self.stats.window_peak_bytes = self.stats.window_peak_bytes.max(self.window_used);
-        for host in self.channels[self.segments[segment].channel].spec.hosts.clone() {
+        for host in self.channels[channel].spec.hosts.clone() {
             self.announce(host, id);
         }
         BlockId(id)
@@ -155,6 +174,7 @@ impl Session {
 
     /// Time has passed: late answers, repairs, joins, leaves.
     pub fn handle_timeout(&mut self, now: Duration) {
+        self.stalled = false;
         self.judge_hosts(now);
         self.judge_deafness(now);
         if !self.has_started(now) {
@@ -162,23 +182,26 @@ impl Session {
         }
         self.open_channels(now);
         self.plan_repairs(now);
-        self.close_channels();
+        self.close_channels(now);
         self.ask_hosts(now, false);
     }
 
-    /// When [`Session::handle_timeout`] must be called at the latest.
+    /// When [`Session::handle_timeout`] must be called at the latest. After [`Session::poll_transmit`] had nothing to
+    /// give, pacing is no reason to come back: a report, a block or one of the other times is.
     #[must_use]
     pub fn poll_timeout(&self, now: Duration) -> Option<Duration> {
         if self.is_over() {
             return None;
         }
-        let repair = self.repair_due();
-        let join = self.join_due(now);
-        let may_send = !self.stalled && (!self.bursts.is_empty() || self.has_source());
-        let pace = may_send.then(|| self.pacer.ready_at(now));
         // Silence and lag are judged on a coarse tick.
         let tick = now + self.config.lag_limit / 8;
-        let ask = self.ask_due();
+        if self.started_at.is_none() {
+            return Some(self.start_due().clamp(now, tick));
+        }
+        let repair = self.repair_due();
+        let join = self.join_due(now);
+        let pace = (!self.stalled && self.has_bursts()).then(|| self.pacer.ready_at(now));
+        let ask = self.ask_due(self.stalled);
         [repair, join, pace, ask, Some(tick)].into_iter().flatten().min().map(|at| at.max(now))
     }
 
@@ -253,7 +276,10 @@ impl Session {
     }
 
     fn shape(&self, id: u64) -> fec::BlockShape {
-        let len = self.blocks[index(BlockId(id))].len;
+        self.shape_of(self.blocks[index(BlockId(id))].len)
+    }
+
+    fn shape_of(&self, len: u32) -> fec::BlockShape {
         fec::BlockShape::for_len(len, self.config.symbol_size_max)
             .expect("the encoder keeps blocks in the limits")
     }

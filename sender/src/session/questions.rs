@@ -7,6 +7,10 @@ use std::time::Duration;
 use wire::BlockId;
 use wire::control::{self, Through, ToHost};
 
+/// Blocks in one question at most: their deficits fit one report.
+const ASK_BLOCKS_MAX: usize = wire::limits::DEFICITS_MAX;
+/// A block asked about that is neither done nor lacking is being decoded; after so long it is asked about again.
+const PATIENCE: Duration = Duration::from_millis(500);
 /// While nothing can be sent, hosts are asked no more often.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(1);
 /// Questions under way to one host.
@@ -20,7 +24,6 @@ const KEEP_ALIVE: Duration = Duration::from_secs(1);
 impl Session {
     /// A block that a host said nothing of for long is asked about again.
     pub(super) fn ask_again(&mut self, now: Duration) {
-        const PATIENCE: Duration = Duration::from_millis(500);
         for (id, flight) in &mut self.in_flight {
             for (host, at) in &mut flight.hosts {
                 if matches!(at, At::Pending(since) if now > *since + PATIENCE) {
@@ -29,42 +32,63 @@ impl Session {
                 }
             }
         }
+        for entry in &mut self.hosts {
+            let due = entry.undecided.partition_point(|(since, _)| now > *since + PATIENCE);
+            entry.to_ask.extend(entry.undecided.drain(..due).map(|(_, id)| id));
+        }
     }
 
     /// Asks each host what it lacks of the blocks transmitted since the last question. `flush`: nothing else can be
     /// sent now, so do not wait for the interval.
     pub(super) fn ask_hosts(&mut self, now: Duration, flush: bool) {
-        // Who waits for credit gets it with fewer questions, of more blocks each.
-        let at_end = self.encoding_done && !self.has_source();
         for host in 0..self.hosts.len() {
-            let entry = &self.hosts[host];
-            if !entry.connected || entry.is_over() {
-                continue;
-            }
-            // One answer tells as much as several that come at once.
-            let interval = if flush && at_end { FLUSH_INTERVAL } else { self.config.through_interval };
-            let may = now >= entry.last_ask + interval && entry.asks.len() < ASKS_MAX;
-            let unasked = entry.asks.back().map_or(entry.acked_bytes, |ask| ask.sent_bytes);
-            let unasked = entry.is_active() && entry.sent_bytes - unasked > entry.credit / 4;
-            let unanswered = flush && entry.under_way() > 0 && entry.asks.is_empty();
-            let wanted = !entry.to_ask.is_empty() || unasked || unanswered;
-            if (may && wanted) || now >= entry.last_ask + self.patience(host) {
+            if self.ask_due_at(host, flush).is_some_and(|due| now >= due) {
                 self.ask(host, now);
             }
         }
+    }
+
+    /// When the next question is due.
+    pub(super) fn ask_due(&self, flush: bool) -> Option<Duration> {
+        (0..self.hosts.len()).filter_map(|host| self.ask_due_at(host, flush)).min()
+    }
+
+    fn ask_due_at(&self, host: usize, flush: bool) -> Option<Duration> {
+        let entry = &self.hosts[host];
+        if !entry.connected || entry.is_over() {
+            return None;
+        }
+        let nudge = entry.last_ask + self.patience(host);
+        if entry.asks.len() >= ASKS_MAX {
+            return Some(nudge);
+        }
+        let asked = entry.asks.back().map_or(entry.acked_bytes, |ask| ask.sent_bytes);
+        let unasked = entry.is_active() && entry.sent_bytes - asked > entry.credit / 4;
+        let unanswered = flush && entry.under_way() > 0 && entry.asks.is_empty();
+        if entry.to_ask.is_empty() && !unasked && !unanswered {
+            return Some(nudge);
+        }
+        // One answer tells as much as several that come at once; and who waits for credit gets it with fewer questions, of
+        // more blocks each.
+        let interval = if flush && self.encoding_done && !self.has_source() {
+            FLUSH_INTERVAL
+        } else {
+            self.config.through_interval
+        };
+        Some(nudge.min(entry.last_ask + interval))
     }
 
     /// After how long a host is asked anew although there is nothing new to ask: TCP finds out quickly that a segment was
     /// lost if others follow it, and after 200 ms if none do.
     fn patience(&self, host: usize) -> Duration {
         let entry = &self.hosts[host];
-        let finishing = self.encoding_done && entry.done_bytes == entry.announced_bytes;
+        let finishing = self.encoding_done && entry.has_all();
         if !entry.asks.is_empty() && entry.asks.len() < NUDGES_MAX {
             NUDGE
         } else if finishing {
             NUDGE_FINISHING
         } else {
-            KEEP_ALIVE
+            KEEP_ALIVE.min(self.config.host_timeout / 4)
         }
     }
 
@@ -75,10 +99,15 @@ impl Session {
             .collect();
         let entry = &mut self.hosts[host];
         let mut blocks = std::mem::take(&mut entry.to_ask);
-        // What is on its way whole needs no question.
-        blocks.retain(|id| !entry.owed.contains(id) && !entry.catching_up.contains_key(id));
+        // What is on its way whole, or done meanwhile, needs no question.
+        blocks.retain(|id| {
+            !entry.owed.contains(id)
+                && !entry.catching_up.contains_key(id)
+                && !entry.done.contains(BlockId(*id))
+        });
         blocks.sort_unstable();
         blocks.dedup();
+        entry.to_ask = blocks.split_off(blocks.len().min(ASK_BLOCKS_MAX));
         entry.seq += 1;
         entry.last_ask = now;
         let (seq, sent_bytes) = (entry.seq, entry.sent_bytes);
@@ -90,18 +119,5 @@ impl Session {
         let listed = control::ranges(blocks.iter().copied().map(BlockId));
         entry.asks.push_back(Ask { seq, at: now, sent_bytes, sent: sent.clone(), blocks });
         self.say(host, ToHost::Through(Through { seq, sent, blocks: listed }));
-    }
-
-    /// When the next question is due.
-    pub(super) fn ask_due(&self) -> Option<Duration> {
-        let asking =
-            (0..self.hosts.len()).filter(|host| self.hosts[*host].connected && !self.hosts[*host].is_over());
-        let due = asking.map(|host| {
-            let entry = &self.hosts[host];
-            let may = !entry.to_ask.is_empty() && entry.asks.len() < ASKS_MAX;
-            let wait = if may { self.config.through_interval } else { self.patience(host) };
-            entry.last_ask + wait
-        });
-        due.min()
     }
 }

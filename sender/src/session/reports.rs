@@ -5,11 +5,16 @@ use super::host::{Counted, Membership, Phase};
 use super::{Event, Session, index};
 use std::collections::BTreeSet;
 use std::time::Duration;
-use wire::control::{Accept, Deficit, HostStats, Report, ToSender};
+use wire::control::{Accept, Deficit, HostStats, RefuseCause, Report, ToSender};
 use wire::{BlockId, ChannelId};
 
 /// Digests that one host may claim to hold: 32 MiB of them, for 100 GiB of images and more.
 const HELD_MAX: usize = 1 << 20;
+
+/// A host that claims to lack a block, sent whole, so often has failed …
+const RETOLD_MAX: u32 = 4;
+/// … and so has one that does it once for so many blocks: a symbol forged by a member may be to blame for a few.
+const RETOLD_BLOCKS_MAX: usize = 1024;
 
 /// Weight of the newest measurement in a host's smoothed loss.
 const LOSS_WEIGHT: f64 = 0.2;
@@ -18,6 +23,12 @@ impl Session {
     /// The connection to a host is up, and its offer is on the way. What it knew of an earlier connection is void.
     pub fn handle_connected(&mut self, host: usize, now: Duration) {
         let channels = self.channels.len();
+        self.hosts[host].connections += 1;
+        if self.hosts[host].connections > self.config.connections_max {
+            let times = self.config.connections_max;
+            self.fail(host, format!("connected {times} times without getting any further"), now);
+            return;
+        }
         let entry = &mut self.hosts[host];
         entry.connected = false;
         entry.held.clear();
@@ -26,7 +37,7 @@ impl Session {
         entry.to_ask.clear();
         entry.counted.clear();
         entry.catching_up.clear();
-        entry.last_progress = now;
+        entry.last_heard = now;
     }
 
     /// The connection is lost; it may come back until the host's time is over.
@@ -42,6 +53,11 @@ impl Session {
         self.set_phase(host, Phase::Absent, now);
     }
 
+    /// Datagrams cannot be sent to this host alone: what only it needs goes over its control connection.
+    pub fn forbid_unicast(&mut self, host: usize) {
+        self.hosts[host].no_unicast = true;
+    }
+
     /// Why a host cannot be reached at the moment; told if its time runs out.
     pub fn note(&mut self, host: usize, reason: String) {
         self.hosts[host].last_trouble = Some(reason);
@@ -53,14 +69,19 @@ impl Session {
             return;
         }
         self.stalled = false;
+        self.hosts[host].last_heard = now;
+        let accepted = self.hosts[host].connected;
         match message {
-            ToSender::Held { digests } => {
+            ToSender::Held { digests } if !accepted => {
                 let held = &mut self.hosts[host].held;
                 let room = HELD_MAX.saturating_sub(held.len());
                 held.extend(digests.into_iter().take(room));
             }
-            ToSender::Accept(accept) => self.accepted(host, &accept, now),
+            ToSender::Accept(accept) if !accepted => self.accepted(host, &accept, now),
+            // Its connection is tried again until its time is over.
+            ToSender::Refuse { cause: RefuseCause::Busy, reason } => self.note(host, reason),
             ToSender::Refuse { reason, .. } | ToSender::Failed { reason } => self.fail(host, reason, now),
+            _ if !accepted => self.fail(host, "spoke before it accepted the offer", now),
             ToSender::Joined { channel } => self.handle_joined(host, ChannelId(channel), Ok(()), now),
             ToSender::JoinFailed { channel, reason } => {
                 self.handle_joined(host, ChannelId(channel), Err(reason), now);
@@ -80,6 +101,8 @@ impl Session {
         entry.connected = true;
         entry.credit = accept.credit_bytes;
         entry.last_progress = now;
+        entry.useful_since = now;
+        entry.useful_bytes = 0;
         entry.last_ask = now;
         self.set_phase(host, Phase::Active, now);
         self.announce_all(host);
@@ -105,9 +128,7 @@ impl Session {
         if self.hosts[host].phase == Phase::Suspended {
             self.resume(host, now);
         }
-        for id in report.done.iter().flat_map(|range| range.ids()) {
-            self.mark_done(host, id.0, now);
-        }
+        self.mark_all_done(host, &report.done, now);
         let lacking: BTreeSet<u64> = report.deficits.iter().map(|deficit| deficit.block).collect();
         self.answered(host, report.seq, &report.received, &lacking, now);
         for deficit in report.deficits {
@@ -156,38 +177,62 @@ impl Session {
             None if lacking.contains(&id) => {
                 self.hosts[host].owed.insert(id);
             }
-            None => {}
+            None if self.hosts[host].owed.contains(&id) => {}
+            None => self.hosts[host].undecided.push((now, id)),
         }
     }
 
     fn deficit(&mut self, host: usize, deficit: Deficit, now: Duration) {
         let id = deficit.block;
+        let entry = &mut self.hosts[host];
         // A host is sent nothing that it does not need, whatever it claims to lack.
-        if index(BlockId(id)) >= self.blocks.len()
-            || !self.needs(host, id)
-            || self.hosts[host].done.contains(BlockId(id))
-        {
+        if !entry.announced.contains(BlockId(id)) || entry.done.contains(BlockId(id)) {
             return;
         }
-        if self.hosts[host].catching_up.remove(&id).is_some() {
-            // Sent whole and not accepted: send it again.
-            self.hosts[host].owed.insert(id);
+        if entry.catching_up.remove(&id).is_some() {
+            self.whole_and_lacking(host, id, now);
             return;
         }
+        let symbols = self.shape(id).all_symbols();
         let flight = self.in_flight.get_mut(&id);
         let Some(flight) = flight.filter(|flight| flight.hosts.contains_key(&host)) else {
             // Asked about after its time on the group, or damaged: nobody else will send it.
-            self.hosts[host].owed.insert(id);
+            if self.blocks[index(BlockId(id))].sent {
+                self.hosts[host].owed.insert(id);
+            }
             return;
         };
         let at = flight.hosts.get_mut(&host).expect("looked up just before");
-        if *at == At::Sending {
-            // An answer to an older question: symbols are on their way.
+        if matches!(at, At::Sending | At::Deficit(_)) {
+            // An answer to an older question, or said twice: symbols are on their way.
+            return;
+        }
+        let missing = (deficit.missing & symbols).count_ones();
+        if missing == 0 {
+            // Nothing lacks, and yet it is not done: no symbol will help.
+            self.owe(host, id);
             return;
         }
         *at = At::Deficit(deficit);
         flight.first_deficit.get_or_insert(now);
         self.dirty.insert(id);
+        self.hosts[host].claimed += u64::from(missing);
+    }
+
+    /// Sent whole and not accepted: sent again, but not for ever. TLS damages nothing.
+    fn whole_and_lacking(&mut self, host: usize, id: u64, now: Duration) {
+        let entry = &mut self.hosts[host];
+        let times = entry.retold.entry(id).or_insert(0);
+        *times += 1;
+        if *times >= RETOLD_MAX || entry.retold.len() > RETOLD_BLOCKS_MAX {
+            self.fail(
+                host,
+                format!("block {id} was sent whole again and again, and it still claims to lack it"),
+                now,
+            );
+            return;
+        }
+        entry.owed.insert(id);
     }
 
     /// What was sent on a channel and never arrived, as far as the report tells: datagrams that arrived after the
@@ -212,8 +257,10 @@ impl Session {
         if sent_more == 0 {
             return;
         }
+        // What was missing before and is counted only now is no loss of these.
+        let lost = lost.min(sent_more);
         #[expect(clippy::cast_precision_loss, reason = "counts of datagrams between two reports")]
-        let loss = (lost as f64 / sent_more as f64).min(1.0);
+        let loss = lost as f64 / sent_more as f64;
         let entry = &mut self.hosts[host];
         entry.loss += (loss - entry.loss) * LOSS_WEIGHT;
         self.pacer.observe(host, sent_more, lost, now);

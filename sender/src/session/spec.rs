@@ -112,6 +112,8 @@ pub struct SessionStats {
     pub catch_up_blocks: u64,
     /// See `catch_up_blocks`.
     pub catch_up_bytes: u64,
+    /// Blocks that a group carried once more, for several members that owed them.
+    pub recalled_blocks: u64,
     /// Groups joined and left, summed over hosts.
     pub joins: u64,
     /// See `joins`.

@@ -136,8 +136,11 @@ fn drain(session: &mut Sending, now: Duration) {
         assert!(session.block_len(transmit.block).is_some() && transmit.symbols.count() > 0);
     }
     for _ in 0..8 {
-        let Some((_, block)) = session.poll_catch_up() else { break };
+        let Some((_, block)) = session.poll_catch_up(now) else { break };
         assert!(session.block_len(block).is_some());
+    }
+    while let Some(block) = session.poll_recall() {
+        session.handle_recalled(block);
     }
     while let Some((_, message)) = session.poll_control() {
         assert_eq!(ToHost::decode(&message.encode()), Ok(message));
