@@ -3,5 +3,6 @@
 mod attack;
 mod fairness;
 mod faults;
+mod forged;
 mod transfers;
 mod world;

@@ -14,6 +14,7 @@ impl Session {
     /// Answers the `Through` messages that can be answered: nothing missing, or drained and waited for.
     pub(super) fn answer(&mut self, now: Duration, drained: bool) {
         let mut report = Report::default();
+        let before = self.answered_seq;
         self.watch_quiet(now);
         while let Some(asked) = self.asked.front() {
             let arrived_all = asked.through.sent.iter().all(|(channel, sent)| {
@@ -37,7 +38,12 @@ impl Session {
             report.deficits.extend(deficits.filter_map(|BlockId(id)| self.deficit(id)));
         }
         if report.seq != 0 {
-            report.deficits.truncate(wire::limits::DEFICITS_MAX);
+            // What does not fit into one report goes before it, under the number of the last one: the question is answered
+            // when all is said.
+            while report.deficits.len() > wire::limits::DEFICITS_MAX {
+                let deficits = report.deficits.drain(..wire::limits::DEFICITS_MAX).collect();
+                self.send_report(Report { seq: before, deficits, ..Report::default() });
+            }
             self.send_report(report);
         }
     }

@@ -1,6 +1,6 @@
 //! A block at a receiver: announced, collected, handed out for checking, done.
 
-use super::{Action, Entry, ProtocolError, SPARE_COLLECTORS_MAX, Session, Stage};
+use super::{Action, EARLY_AHEAD_MAX, Entry, ProtocolError, SPARE_COLLECTORS_MAX, Session, Stage};
 use crate::check::{Checked, Job, Outcome, Payload};
 use fec::{BlockShape, Collector, Scheme};
 use std::time::Duration;
@@ -15,6 +15,8 @@ impl Session {
         announce: Announce,
         held: &mut dyn FnMut(&Digest) -> Option<Vec<u16>>,
     ) -> Result<(), ProtocolError> {
+        let end = announce.first_block.saturating_add(announce.blocks.len() as u64);
+        self.announced_end = self.announced_end.max(end);
         for (id, (len, digest)) in (announce.first_block..).zip(announce.blocks) {
             let shape = BlockShape::for_len(len, self.config.symbol_size_max)
                 .map_err(|_| ProtocolError::Announce(id))?;
@@ -29,11 +31,15 @@ impl Session {
                 continue;
             }
             match self.blocks.get_mut(&id) {
-                Some(entry) if entry.shape == shape => {
-                    if entry.digest.is_none() {
-                        self.unannounced -= 1;
-                        entry.digest = Some(digest);
+                // Announced before: a block never changes, least of all while it is being checked.
+                Some(entry) if entry.digest.is_some() => {
+                    if entry.digest != Some(digest) || entry.shape != shape {
+                        return Err(ProtocolError::Changed(id));
                     }
+                }
+                Some(entry) if entry.shape == shape => {
+                    entry.digest = Some(digest);
+                    self.early.retain(|early| *early != id);
                     self.check_if_ready(id);
                 }
                 Some(_) => {
@@ -89,9 +95,10 @@ impl Session {
             None => !self.done.contains(BlockId(id)),
         };
         if !wanted {
-            // Nobody needs it: spare the decryption. Not authenticated, so its counter must not tell that everything
-            // before it has passed.
-            channel.received += 1;
+            // Nobody needs it, but it counts as received, so it must be what it says: forged ones would hide losses.
+            let out = self.scratch.get_mut(..view.symbol.len())?;
+            channel.opener.open(&view, out).ok()?;
+            channel.count(&view);
             self.stats.datagrams += 1;
             self.stats.redundant += 1;
             return Some(());
@@ -110,13 +117,22 @@ impl Session {
         if shape.symbol_len() != view.symbol.len() || channel.opener.open(&view, out).is_err() {
             return None;
         }
-        if self.unannounced >= self.config.unannounced_blocks_max {
+        let BlockId(id) = view.header.block;
+        if id >= self.announced_end.saturating_add(EARLY_AHEAD_MAX) || self.config.unannounced_blocks_max == 0
+        {
+            // No announcement is so late: a member makes it up.
             channel.count(&view);
             self.over_budget += 1;
             return Some(());
         }
-        self.unannounced += 1;
-        self.blocks.insert(view.header.block.0, Entry { shape, digest: None, stage: Stage::Expected });
+        // The oldest make room: those of the sender are announced soon, what a member makes up never is.
+        while self.early.len() >= self.config.unannounced_blocks_max {
+            let Some(oldest) = self.early.front().copied() else { break };
+            self.forget(oldest);
+            self.over_budget += 1;
+        }
+        self.early.push_back(id);
+        self.blocks.insert(id, Entry { shape, digest: None, stage: Stage::Expected });
         self.collect(view)
     }
 
@@ -233,7 +249,7 @@ impl Session {
     pub(super) fn forget(&mut self, id: u64) {
         let Some(entry) = self.blocks.remove(&id) else { return };
         if entry.digest.is_none() {
-            self.unannounced -= 1;
+            self.early.retain(|early| *early != id);
         }
         if !matches!(entry.stage, Stage::Expected) {
             self.in_flight_bytes -= u64::from(entry.shape.len);

@@ -33,7 +33,7 @@ pub struct SessionConfig {
     pub vms: usize,
     /// Bytes of blocks being collected or checked; datagrams of further blocks are dropped and asked for again.
     pub in_flight_bytes_max: u64,
-    /// Blocks collected before their announcement came; further ones are dropped and asked for again.
+    /// Blocks collected before their announcement came; with further ones, the oldest are dropped and asked for again.
     pub unannounced_blocks_max: usize,
     /// How long an answer to `Through` waits for datagrams that overtook each other.
     pub reorder_grace: Duration,
@@ -102,6 +102,12 @@ pub enum ProtocolError {
     /// A block's announcement does not fit what is known of it.
     #[error("block {0} announced with an impossible length")]
     Announce(u64),
+    /// A block was announced before with another length or digest.
+    #[error("block {0} announced again, and differently")]
+    Changed(u64),
+    /// Far more questions than are ever under way, none of them answerable yet.
+    #[error("more than {ASKED_MAX} questions wait for their answers")]
+    Questions,
 }
 
 struct Channel {
@@ -147,7 +153,10 @@ pub struct Session {
     config: SessionConfig,
     channels: HashMap<u32, Channel, IdHash>,
     blocks: HashMap<u64, Entry, IdHash>,
-    unannounced: usize,
+    /// Blocks with datagrams and without an announcement, oldest first.
+    early: VecDeque<u64>,
+    /// One more than the highest id announced.
+    announced_end: u64,
     done: BlockSet,
     news: Vec<BlockId>,
     news_since: Option<Duration>,
@@ -166,6 +175,11 @@ pub struct Session {
 /// Collectors kept for reuse; each holds one block's buffer.
 const SPARE_COLLECTORS_MAX: usize = 32;
 
+/// Questions that wait for their answers: a sender has at most 18 under way, and one more a second while it hears nothing.
+const ASKED_MAX: usize = 256;
+/// A block is announced when it is encoded, so a datagram never comes before the announcements of so many blocks.
+const EARLY_AHEAD_MAX: u64 = 1 << 16;
+
 impl Session {
     /// A session that has accepted an offer.
     #[must_use]
@@ -175,7 +189,8 @@ impl Session {
             config,
             channels: HashMap::default(),
             blocks: HashMap::default(),
-            unannounced: 0,
+            early: VecDeque::new(),
+            announced_end: 0,
             done: BlockSet::default(),
             news: Vec::new(),
             news_since: None,
@@ -220,6 +235,9 @@ impl Session {
             ToHost::Leave { channel } => self.leave(channel),
             ToHost::Announce(announce) => self.announce(now, announce, held)?,
             ToHost::Through(through) => {
+                if self.asked.len() >= ASKED_MAX {
+                    return Err(ProtocolError::Questions);
+                }
                 self.asked.push_back(Asked { through, arrived: now, quiet_since: now, received: 0 });
                 self.answer(now, false);
             }

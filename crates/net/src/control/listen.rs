@@ -1,25 +1,33 @@
 //! The receiver's end.
 
-use super::{Control, ControlError, HANDSHAKE_TIMEOUT, Peer, tls, tune};
+use super::{Control, ControlError, Peer, tls, tune};
 use crate::pki::{Identity, Role};
-use std::net::SocketAddr;
+use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio_rustls::{TlsAcceptor, TlsStream};
 
-/// Handshakes at once; further callers wait in the kernel's queue.
+/// Handshakes at once; a further caller takes the place of the oldest.
 const HANDSHAKES_MAX: usize = 64;
+/// Handshakes at once with callers of one address; a further one takes the place of the oldest of these.
+const HANDSHAKES_PER_PEER_MAX: usize = 16;
+/// How long a caller may take: a sender needs a few round trips.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// Pause when the system can accept no connection (no descriptors left), lest the caller's loop spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Listens for senders. Handshakes run side by side, so a caller that says nothing delays no other.
+/// Listens for senders. Handshakes run side by side, so a caller that says nothing delays no other; and callers that say
+/// nothing are dropped for new ones, so any number of them keeps no sender out for longer than its handshake takes.
 #[derive(Debug)]
 pub struct Listener {
     tcp: TcpListener,
     addr: SocketAddr,
     identity: Identity,
     handshakes: JoinSet<Result<Control, ControlError>>,
+    /// Those that run, oldest first.
+    callers: VecDeque<(IpAddr, AbortHandle)>,
 }
 
 impl Listener {
@@ -32,7 +40,13 @@ impl Listener {
         let listen = |source| ControlError::Listen { addr, source };
         let tcp = TcpListener::bind(addr).await.map_err(listen)?;
         let addr = tcp.local_addr().map_err(listen)?;
-        Ok(Self { tcp, addr, identity: identity.clone(), handshakes: JoinSet::new() })
+        Ok(Self {
+            tcp,
+            addr,
+            identity: identity.clone(),
+            handshakes: JoinSet::new(),
+            callers: VecDeque::new(),
+        })
     }
 
     /// The address listened on, with the port that the system chose if none was given.
@@ -49,15 +63,22 @@ impl Listener {
         loop {
             tokio::select! {
                 Some(done) = self.handshakes.join_next() => {
-                    // A task is neither aborted nor expected to panic.
-                    let control = done.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
+                    self.callers.retain(|(_, task)| !task.is_finished());
+                    let control = match done {
+                        Ok(control) => control?,
+                        // Dropped for a newer caller.
+                        Err(error) if error.is_cancelled() => continue,
+                        Err(error) => std::panic::resume_unwind(error.into_panic()),
+                    };
                     let name = control.peer.name.clone().unwrap_or_default();
                     return Ok((control, name));
                 }
-                accepted = self.tcp.accept(), if self.handshakes.len() < HANDSHAKES_MAX => match accepted {
+                accepted = self.tcp.accept() => match accepted {
                     Ok((tcp, addr)) => {
+                        self.make_room(addr.ip());
                         let identity = self.identity.clone();
-                        self.handshakes.spawn(async move { handshake(tcp, addr, &identity).await });
+                        let task = self.handshakes.spawn(async move { handshake(tcp, addr, &identity).await });
+                        self.callers.push_back((addr.ip(), task));
                     }
                     Err(source) => {
                         tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -69,10 +90,26 @@ impl Listener {
     }
 }
 
+impl Listener {
+    /// Drops the oldest handshakes that a new caller's would be one too many beside.
+    fn make_room(&mut self, caller: IpAddr) {
+        self.callers.retain(|(_, task)| !task.is_finished());
+        let same = self.callers.iter().filter(|(address, _)| *address == caller).count();
+        let oldest = if same >= HANDSHAKES_PER_PEER_MAX {
+            self.callers.iter().position(|(address, _)| *address == caller)
+        } else {
+            (self.callers.len() >= HANDSHAKES_MAX).then_some(0)
+        };
+        if let Some((_, task)) = oldest.and_then(|at| self.callers.remove(at)) {
+            task.abort();
+        }
+    }
+}
+
 async fn handshake(tcp: TcpStream, addr: SocketAddr, identity: &Identity) -> Result<Control, ControlError> {
     let step = "the TLS handshake";
     let unnamed = Peer { name: None, addr };
-    match tokio::time::timeout(HANDSHAKE_TIMEOUT, authenticate(tcp, &unnamed, identity, step)).await {
+    match tokio::time::timeout(PATIENCE, authenticate(tcp, &unnamed, identity, step)).await {
         Ok(result) => result,
         Err(_) => Err(ControlError::TimedOut { peer: unnamed, step }),
     }

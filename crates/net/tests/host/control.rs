@@ -293,6 +293,38 @@ async fn refused_silent_and_foreign_peers_are_told_apart() {
     assert!(matches!(listener.accept().await, Err(ControlError::NotScatter { .. })));
 }
 
+/// Callers that hold every place and say nothing, and more of them all the time.
+#[tokio::test]
+async fn callers_that_say_nothing_keep_no_sender_out() {
+    let dir = fleet();
+    let receiver = issue(dir.path(), "r", &[Role::Receiver]);
+    let sender = issue(dir.path(), "s", &[Role::Sender]);
+    let mut listener = Listener::bind(LOOPBACK.into(), &receiver).await.expect("listen");
+    let addr = listener.local_addr();
+    let mut silent = Vec::new();
+    // As many as the kernel queues.
+    for _ in 0..100 {
+        silent.push(tokio::net::TcpStream::connect(addr).await.expect("connect"));
+    }
+    let meet = async {
+        let serve = async {
+            loop {
+                // Dropped callers are no errors; those that ran out of time are told.
+                if let Ok((_, name)) = listener.accept().await {
+                    return name;
+                }
+            }
+        };
+        tokio::join!(connect(addr, &sender, "r"), serve)
+    };
+    let (control, name) = tokio::time::timeout(Duration::from_secs(4), meet).await.expect("in time");
+    assert!(control.is_ok() && name == "s", "{control:?}");
+    // Nor do those that were dropped stay open.
+    let mut byte = [0];
+    let read = tokio::time::timeout(Duration::from_secs(4), silent[0].read(&mut byte)).await.expect("closed");
+    assert!(matches!(read, Ok(0) | Err(_)));
+}
+
 #[tokio::test]
 async fn expired_and_future_certificates() {
     let dir = fleet();
