@@ -4,28 +4,22 @@
 //! the sender's window of unacknowledged blocks and not the socket's buffer.
 
 use crate::guests::{GuestError, Guests};
+use crate::link::Link;
 use crate::session::{Action, Session, SessionConfig};
 use crate::store::Intake;
 use crate::workers::{Done, Workers};
-use crossbeam_channel::{Receiver, TryRecvError};
+use crossbeam_channel::TryRecvError;
 use net::udp::{UdpReceiver, Waker};
 use pages::VmId;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::mpsc::UnboundedSender;
-use wire::control::{HostStats, Message, Offer, ToHost, ToSender};
+use wire::control::{HostStats, Offer, ToHost, ToSender};
 
+/// Messages of the sender taken in between two looks at the sockets.
+const MESSAGES_AT_ONCE: usize = 64;
 /// The receiving thread wakes at least this often.
 const IDLE: Duration = Duration::from_millis(200);
-
-/// One end of the connection to a sender, as the driver sees it.
-pub struct Link {
-    /// Messages of the sender; an `Err` with the reason when the connection is lost.
-    pub incoming: Receiver<Result<ToHost, String>>,
-    /// Frames to the sender.
-    pub outgoing: UnboundedSender<Vec<u8>>,
-}
 
 /// How a transfer ended at this host.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -98,7 +92,8 @@ impl Driver<'_> {
             {
                 return Ok(ended);
             }
-            if let Some(reason) = lost.or_else(|| (running.driver.preempted)()) {
+            let deaf = running.driver.link.is_deaf().then(|| "the sender does not read".to_owned());
+            if let Some(reason) = lost.or(deaf).or_else(|| (running.driver.preempted)()) {
                 return Ok(match running.all_complete {
                     Some(stats) => Ended::CompleteUnreleased(stats),
                     None => Ended::Interrupted(reason),
@@ -159,16 +154,22 @@ impl Running<'_> {
     fn take_messages(&mut self, now: Duration) -> Option<String> {
         let (intake, vms) = (&self.driver.intake, &self.vms);
         let mut held = |digest: &wire::Digest| intake.confirm_held(digest).then(|| complete_vms(intake, vms));
-        loop {
-            match self.driver.link.incoming.try_recv() {
-                Ok(Ok(ToHost::Attachment(part))) => {
+        for _ in 0..MESSAGES_AT_ONCE {
+            let heard = match self.driver.link.incoming.try_recv() {
+                Ok(Ok(heard)) => heard,
+                Ok(Err(reason)) => return Some(reason),
+                Err(TryRecvError::Empty) => return None,
+                Err(TryRecvError::Disconnected) => return Some("connection closed".into()),
+            };
+            match heard.message {
+                ToHost::Attachment(part) => {
                     if let Err(reason) =
                         guest_word(&mut self.driver.guests, |guests| guests.handle_attachment(part))
                     {
                         return Some(reason);
                     }
                 }
-                Ok(Ok(ToHost::Pages { body })) => {
+                ToHost::Pages { body } => {
                     if let Err(reason) =
                         guest_word(&mut self.driver.guests, |guests| guests.handle_pages(&body))
                     {
@@ -176,16 +177,16 @@ impl Running<'_> {
                         return Some(reason);
                     }
                 }
-                Ok(Ok(message)) => {
+                message => {
                     if let Err(error) = self.session.handle_control(now, message, &mut held) {
                         return Some(format!("the sender broke the protocol: {error}"));
                     }
                 }
-                Ok(Err(reason)) => return Some(reason),
-                Err(TryRecvError::Empty) => return None,
-                Err(TryRecvError::Disconnected) => return Some("connection closed".into()),
             }
         }
+        // There may be more.
+        self.driver.waker.wake();
+        None
     }
 
     /// Does what the session wants done.
@@ -223,8 +224,7 @@ impl Running<'_> {
     fn tell_complete(&mut self, now: Duration) -> bool {
         if let Some(guests) = &mut self.driver.guests {
             while let Some(message) = guests.poll(now) {
-                // A closed connection shows itself on the incoming side, with its reason.
-                let _ = self.driver.link.outgoing.send(message.encode());
+                self.driver.link.say(&message);
             }
             if !guests.is_independent() {
                 return false;
@@ -265,8 +265,7 @@ pub(crate) fn describe(error: &dyn std::error::Error) -> String {
 
 impl Driver<'_> {
     fn send(&self, message: &ToSender) {
-        // A closed connection shows itself on the incoming side, with its reason.
-        let _ = self.link.outgoing.send(message.encode());
+        self.link.say(message);
     }
 }
 

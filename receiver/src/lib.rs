@@ -14,6 +14,7 @@ pub mod check;
 pub mod driver;
 pub mod guests;
 mod id_hash;
+pub mod link;
 mod listen;
 mod live;
 pub mod measure;

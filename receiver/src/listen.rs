@@ -1,14 +1,13 @@
 //! Connections of senders: a task each, which awaits the offer and then passes messages both ways.
 
-use crate::driver::Link;
-use crossbeam_channel::{Sender, unbounded};
+use crate::link::{Link, link};
+use crossbeam_channel::{Sender, TrySendError};
 use net::control::Listener;
 use net::interface::Interface;
 use net::udp::Waker;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc::unbounded_channel;
 use wire::control::measure::Ask;
 use wire::control::{Message, Offer, ToHost};
 
@@ -40,7 +39,7 @@ pub(crate) async fn listen(mut listener: Listener, shared: Arc<Shared>) {
                 tokio::spawn(converse(control, peer, Arc::clone(&shared)));
             }
             Err(error) => {
-                if shared.out.send(Err(error.to_string())).is_err() {
+                if let Err(TrySendError::Disconnected(_)) = shared.out.try_send(Err(error.to_string())) {
                     return;
                 }
             }
@@ -72,31 +71,34 @@ async fn converse(control: net::control::Control, peer: String, shared: Arc<Shar
         Ok(_) => return refused(&shared, &peer, "its first message is no offer"),
         Err(reason) => return refused(&shared, &peer, &reason),
     };
-    let (messages, incoming) = unbounded();
-    let (outgoing, mut frames) = unbounded_channel::<Vec<u8>>();
-    let link = Link { incoming, outgoing };
-    if shared.out.send(Ok(Incoming { peer, peer_address, local_address, offer, link })).is_err() {
+    let (link, mut ends) = link();
+    let incoming = Incoming { peer, peer_address, local_address, offer, link };
+    // A full queue of offers: this one's connection is closed, and its sender tries again.
+    if shared.out.try_send(Ok(incoming)).is_err() {
         return;
     }
     shared.waker.wake();
+    let mut frames = std::mem::replace(&mut ends.frames, tokio::sync::mpsc::channel(1).1);
     let reading = async {
         let reason = loop {
             match reader.read_frame().await {
-                Ok(Some(frame)) => match ToHost::decode(&frame) {
-                    Ok(message) => {
-                        if messages.send(Ok(message)).is_err() {
-                            return;
-                        }
-                        shared.waker.wake();
+                Ok(Some(frame)) => {
+                    let room = ends.room(frame.len()).await;
+                    let message = match ToHost::decode(&frame) {
+                        Ok(message) => message,
+                        Err(error) => break error.to_string(),
+                    };
+                    if !ends.hand_over(Ok((message, room))) {
+                        return;
                     }
-                    Err(error) => break error.to_string(),
-                },
+                    shared.waker.wake();
+                }
                 Ok(None) => break "the sender closed the connection".to_owned(),
                 Err(error) => break error.to_string(),
             }
         };
         // Nobody listens if the transfer has ended.
-        let _ = messages.send(Err(reason));
+        ends.hand_over(Err(reason));
         shared.waker.wake();
     };
     let writing = async {
@@ -114,6 +116,6 @@ async fn converse(control: net::control::Control, peer: String, shared: Arc<Shar
 }
 
 fn refused(shared: &Shared, peer: &str, reason: &str) {
-    // Nobody listens if the service has ended.
-    let _ = shared.out.send(Err(format!("{peer}: {reason}")));
+    // Nobody listens if the service has ended, and not everything has to be told if there is too much of it.
+    let _ = shared.out.try_send(Err(format!("{peer}: {reason}")));
 }

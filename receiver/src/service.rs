@@ -1,11 +1,12 @@
 //! `scatter receive`: listens for senders, authenticates them, and runs one transfer at a time.
 
-use crate::driver::{Driver, Ended, Link, describe};
+use crate::driver::{Driver, Ended, describe};
 use crate::guests::{GuestConfig, GuestError, Guests};
+use crate::link::Link;
 use crate::listen::{Incoming, Shared, listen};
 use crate::live::{Live, Lives};
 use crate::store::{Store, StoreError, VmSpec};
-use crossbeam_channel::{Receiver, unbounded};
+use crossbeam_channel::{Receiver, bounded};
 use net::control::Listener;
 use net::interface::Interface;
 use net::pki::Identity;
@@ -18,9 +19,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use wire::control::{Accept, Message, Offer, RefuseCause, ToSender};
+use wire::control::{Accept, Offer, RefuseCause, ToSender};
 use wire::limits;
 
+/// Offers, and refusals to be told, that wait while a transfer runs.
+const OFFERS_MAX: usize = 64;
 /// How long an idle service waits before it looks at its stop flag again.
 const IDLE: Duration = Duration::from_millis(200);
 
@@ -113,7 +116,7 @@ impl Service {
     ) -> Result<Self, ServiceError> {
         let store = Store::open(&config.store).map_err(ServiceError::Store)?;
         let waker = Arc::new(Waker::new().map_err(ServiceError::Start)?);
-        let (out, incoming) = unbounded();
+        let (out, incoming) = bounded(OFFERS_MAX);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -188,7 +191,7 @@ impl Service {
         let mut refuse = |cause, reason: String| {
             let refusal = ToSender::Refuse { cause, reason: wire::control::reason(&reason) };
             // The sender may be gone already; then nobody has to be told.
-            let _ = link.outgoing.send(refusal.encode());
+            link.say(&refusal);
             observer(ServiceEvent::Refused(format!("{} from {peer}: {reason}", offer.transfer)));
             Ok(None)
         };
@@ -318,7 +321,10 @@ impl Service {
         let bytes = self.config.rcvbuf_bytes;
         let sockets = UdpReceiver::bind(offer.multicast_port, family, &interface, bytes)
             .map_err(|error| format!("cannot make the data sockets: {error}"))?;
-        let unicast = SocketAddr::new(address, sockets.unicast_port());
+        // A sender trusts no address that the control connection does not prove to be this host's: without one, what only
+        // this host needs comes over that connection.
+        let port = if local.ip().to_canonical() == address { sockets.unicast_port() } else { 0 };
+        let unicast = SocketAddr::new(address, port);
         Ok((sockets, unicast))
     }
 }
@@ -336,12 +342,12 @@ fn accept(intake: &crate::store::Intake, link: &Link, unicast: SocketAddr, rcvbu
     for digests in intake.live_digests().chunks(limits::DIGESTS_MAX) {
         let held = ToSender::Held { digests: digests.to_vec() };
         // A closed connection shows itself on the incoming side.
-        let _ = link.outgoing.send(held.encode());
+        link.say(&held);
     }
     // The kernel charges a small datagram's whole buffer; half of the buffer is what surely fits.
     let credit_bytes = (rcvbuf_bytes as u64 / 2).max(64 << 10);
     let accept = Accept { version: wire::VERSION, unicast, credit_bytes };
-    let _ = link.outgoing.send(ToSender::Accept(accept).encode());
+    link.say(&ToSender::Accept(accept));
 }
 
 fn check_offer(offer: &Offer, name: &str) -> Result<(), (RefuseCause, String)> {
@@ -380,7 +386,7 @@ fn preempt(
         Ok(new) => {
             let reason = format!("transfer {} is under way here: try again when it is over", offer.transfer);
             let refusal = ToSender::Refuse { cause: RefuseCause::Busy, reason };
-            let _ = new.link.outgoing.send(refusal.encode());
+            new.link.say(&refusal);
             None
         }
         Err(reason) => {
