@@ -4,5 +4,6 @@ mod attack;
 mod fairness;
 mod faults;
 mod forged;
+mod isolation;
 mod transfers;
 mod world;
