@@ -148,3 +148,18 @@ fn questions_without_end_end_the_connection() {
     let error = asked.filter_map(Result::err).next().expect("an end");
     assert_eq!(error, ProtocolError::Questions);
 }
+
+/// The group brought it meanwhile; its sender hears so again, and does not wait for ever.
+#[test]
+fn a_block_sent_whole_that_is_done_is_told_done_again() {
+    let mut session = session();
+    let mut held = |_: &wire::Digest| Some(Vec::new());
+    let announce = ToHost::Announce(Announce { first_block: 0, blocks: vec![(640, [9; 32])] });
+    session.handle_control(Duration::ZERO, announce, &mut held).expect("an announcement of what is held");
+    session.handle_timeout(Duration::from_millis(5));
+    let told = |session: &mut Session| said(session).iter().map(|report| report.done.len()).sum::<usize>();
+    assert_eq!(told(&mut session), 1);
+    hear(&mut session, 6, ToHost::BlockData { block: 0, bytes: vec![0; 640] }).expect("a block");
+    session.handle_timeout(Duration::from_millis(20));
+    assert_eq!(told(&mut session), 1);
+}

@@ -241,7 +241,7 @@ impl Session {
                 self.asked.push_back(Asked { through, arrived: now, quiet_since: now, received: 0 });
                 self.answer(now, false);
             }
-            ToHost::BlockData { block, bytes } => self.block_data(block, bytes),
+            ToHost::BlockData { block, bytes } => self.block_data(now, block, bytes),
             ToHost::Release => self.actions.push_back(Action::End { released: true, reason: None }),
             ToHost::Cancel { reason } => {
                 self.actions.push_back(Action::End { released: false, reason: Some(reason) });

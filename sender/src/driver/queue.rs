@@ -93,7 +93,8 @@ fn size(message: &ToHost) -> u64 {
 impl Queued {
     /// The next frames to write; none when the queue is closed and empty. May be cancelled without loss.
     pub(super) async fn next(&mut self) -> Vec<Vec<u8>> {
-        if !self.closed {
+        // What is taken off a queue already must go out before anything takes its place.
+        if !self.closed && self.first.is_none() && self.next.is_none() {
             tokio::select! {
                 biased;
                 first = self.urgent.recv() => match first {

@@ -305,6 +305,10 @@ impl Session {
             for BlockId(id) in new {
                 self.mark_done(host, id, now);
             }
+            // Sent whole although it was done: said again, so that nobody waits for it.
+            let entry = &mut self.hosts[host];
+            let (done, whole) = (&entry.done, &mut entry.catching_up);
+            whole.retain(|id, _| !((range.first..end).contains(id) && done.contains(BlockId(*id))));
         }
     }
 

@@ -3,6 +3,7 @@
 use super::host::{Host, Phase};
 use super::{Event, Session};
 use std::time::Duration;
+use wire::BlockId;
 use wire::control::{self, ToHost};
 
 /// Slowness is judged over so long …
@@ -65,9 +66,10 @@ impl Session {
         }
         let entry = &mut self.hosts[host];
         entry.acked_bytes = entry.sent_bytes;
-        // Of the others, which it seemed to hold, nobody will ask any more.
-        entry.owed.extend(entry.to_ask.drain(..));
-        entry.owed.extend(entry.undecided.drain(..).map(|(_, id)| id));
+        // Of the others, which it seemed to hold, nobody will ask any more. Some got done before they were asked about:
+        // sent whole, they would never be heard of again.
+        let unasked = entry.to_ask.drain(..).chain(entry.undecided.drain(..).map(|(_, id)| id));
+        entry.owed.extend(unasked.filter(|id| !entry.done.contains(BlockId(*id))));
     }
 
     /// A silent host speaks again. It was on its groups all the while, so it may well have what it owes: it is asked
