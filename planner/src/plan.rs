@@ -151,7 +151,7 @@ pub enum PlanFileError {
         found: u64,
     },
     /// The checker refuses it.
-    #[error("the plan is damaged; make it again with `scatter plan`:{}", listed(.0))]
+    #[error("the plan does not hold; make it again with `scatter plan`:{}", listed(.0))]
     Refused(Vec<Violation>),
 }
 

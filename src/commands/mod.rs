@@ -13,6 +13,7 @@ pub(crate) mod schema;
 pub(crate) mod send;
 pub(crate) mod shell;
 pub(crate) mod simulate;
+mod stale;
 
 use crate::cli::exit::{Coded, Exit, Failure, Outcome};
 use anyhow::Context;

@@ -30,7 +30,8 @@ pub(crate) fn run(args: &Args) -> Outcome {
         write_file(path, &(serde_json::to_string_pretty(signatures).or_exit(Exit::Internal)? + "\n"))?;
     }
     let planned = reachable_images(&inventory, args)?;
-    let plan = make_plan(&planned, weights.signatures.as_ref(), args.seed).map_err(refusal)?;
+    let mut plan = make_plan(&planned, weights.signatures.as_ref(), args.seed).map_err(refusal)?;
+    super::stale::stamp(&mut plan, &args.inventory, &inventory, args.output.as_deref());
     let asked = answers::are_asked(args);
     match &args.output {
         Some(path) => write_file(path, &plan.to_json())?,

@@ -31,7 +31,13 @@ fn images_that_are_here_are_measured() {
     std::fs::remove_file(bench.path("vm0.ram")).expect("removed");
     std::fs::remove_file(bench.path("vm1.ram")).expect("removed");
     bench.run(&["plan", "inventory.json", "-o", "again.json", "--signatures", "weights.json"]).ok();
-    assert_eq!(read(&bench, "again.json"), measured);
+    // Only that the images were looked at then tells the two apart.
+    let mut without_stamps = measured;
+    for vm in without_stamps["vms"].as_array_mut().expect("a list") {
+        let stamp = vm.as_object_mut().expect("a VM").remove("stamp").expect("it was looked at");
+        assert_eq!(stamp["bytes"], 4 << 20);
+    }
+    assert_eq!(read(&bench, "again.json"), without_stamps);
     let said = bench.run(&["plan", "inventory.json", "-o", "plan.json"]).ok();
     assert!(said.contains("no image can be read here"), "{said}");
 }
@@ -85,6 +91,34 @@ fn bad_inventories_are_refused_with_the_way_out() {
     let wrong = bench.run(&["plan", "full.json"]).fails(4);
     assert!(wrong.contains("h1") || wrong.contains("memory"), "{wrong}");
     assert!(bench.run(&["plan", "absent.json"]).fails(3).contains("absent.json"));
+}
+
+/// Images and inventories that changed after a plan was made of them make it stale.
+#[test]
+fn stale_plans_are_not_sent() {
+    let bench = Bench::new();
+    bench.images(2, 1);
+    let both = [("a", "vm0.ram", json!({"clones": 1})), ("b", "vm1.ram", json!({"clones": 1}))];
+    let mut wanted = inventory(&both, &[("h1", 1), ("h2", 2)]);
+    bench.write("inventory.json", &wanted.to_string());
+    bench.run(&["plan", "inventory.json", "-o", "plan.json"]).ok();
+    let sent = || bench.run(&["send", "--group", "plan.json", "--interface", "lo"]);
+    // Fresh: then it is the keys that are missing.
+    assert!(sent().fails(3).contains("keys"));
+    // What the plan does not depend on may change; what it breaks may not.
+    wanted["hosts"][0]["memory_mib"] = json!(1 << 20);
+    bench.write("inventory.json", &wanted.to_string());
+    let wrong = sent().fails(4);
+    assert!(wrong.contains("stale: host `h1` differs"), "{wrong}");
+    std::fs::remove_file(bench.path("inventory.json")).expect("removed");
+    assert!(sent().fails(3).contains("keys"));
+    let image = std::fs::OpenOptions::new().write(true).open(bench.path("vm1.ram")).expect("opened");
+    image.set_modified(std::time::UNIX_EPOCH).expect("set");
+    let wrong = sent().fails(4);
+    assert!(wrong.contains("stale: VM `b`: image vm1.ram was written since"), "{wrong}");
+    image.set_len(4096).expect("cut");
+    let wrong = sent().fails(4);
+    assert!(wrong.contains("had 1048576 bytes when the plan was made, and has 4096"), "{wrong}");
 }
 
 #[test]

@@ -131,8 +131,12 @@ fn refusal(
         return Some(format!("needs {addresses} group addresses; there may be {allowed}"));
     }
     let mut hosts: BTreeMap<u16, (u64, u64)> = BTreeMap::new();
+    let (mut all, mut again) = (0u64, 0u64);
     for placed in &schedule.segments {
         let segment = &segments[placed.segment];
+        let sent = super::source_cost(segment, placed.channel);
+        all = all.saturating_add(segment.bytes);
+        again = again.saturating_add(sent.saturating_sub(segment.bytes));
         for host in segment.hosts.iter() {
             let need = &mut hosts.entry(host).or_default().0;
             *need = need.saturating_add(segment.bytes);
@@ -143,6 +147,11 @@ fn refusal(
                 *unwanted = unwanted.saturating_add(segment.bytes);
             }
         }
+    }
+    let extra = limits.unicast_extra_permille;
+    let may_group = allowed > 0 && limits.memberships_max > 0;
+    if may_group && u128::from(again) * 1000 > u128::from(all) * u128::from(extra) {
+        return Some(format!("the source would send more than {extra} thousandths of all bytes again"));
     }
     let unwanted = hosts.values().any(|&(_, unwanted)| unwanted > 0);
     if unwanted && limits.isolation == Isolation::Strict {

@@ -53,6 +53,7 @@ pub(crate) fn clone(args: &Send) -> Outcome {
 fn send(args: &Send, launch: bool) -> Outcome {
     let start = Instant::now();
     let plan = read_plan(&args.group)?;
+    super::stale::refuse(&plan, &args.group)?;
     let interface = sending_interface(args.interface.as_deref(), &plan)?;
     let addresses = host_addresses(&plan)?;
     let identity = Arc::new(load_keys(&sender_keys(args.keys.as_ref(), &plan))?);
