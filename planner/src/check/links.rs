@@ -142,7 +142,10 @@ fn compare(plan: &Plan, predicted: &Predicted, loads: &BTreeMap<Key, Load>, foun
         }
         check_times(link, &name, &mut wrong);
     }
-    for (kind, name) in loads.keys().filter(|key| !seen.contains(*key)) {
+    let hosts = plan.hosts.iter().map(|host| (LinkKind::Host, host.name.as_str()));
+    let all: BTreeSet<Key> =
+        loads.keys().copied().chain(hosts).chain([(LinkKind::Source, plan.source.name.as_str())]).collect();
+    for (kind, name) in all.difference(&seen) {
         wrong("links", "missing".to_owned(), format!("{kind} {name}"));
     }
     if cost != u128::from(predicted.placement_cost) {

@@ -52,6 +52,8 @@ struct Search<'a> {
     candidates: Vec<Candidates>,
     /// Only placements that cost less are wanted.
     below: Option<u64>,
+    /// Whether the host with most room comes first, not that with least.
+    evenly: bool,
     /// How often each VM had nowhere to go.
     failures: Vec<u32>,
 }
@@ -70,19 +72,31 @@ pub(super) fn search(problem: &Problem, sharing: Option<&Sharing>, steps_max: u6
     let mut failures = vec![0u32; problem.vms.len()];
     let mut steps = 0;
     let mut limit = STEPS_FIRST.max(4 * problem.demand_copies());
-    loop {
-        let (outcome, taken) = run(problem, sharing, &mut failures, limit.min(steps_max - steps));
+    for round in 0.. {
+        // Best fit leaves large gaps, but wastes what memory leaves of vCPUs; filling evenly is the other way round.
+        let evenly = round % 2 == 1;
+        let (outcome, taken) = run(problem, sharing, evenly, &mut failures, limit.min(steps_max - steps));
         steps += taken;
         if !matches!(outcome, Outcome::GaveUp) || steps >= steps_max {
             return (outcome, steps);
         }
-        limit *= 2;
+        if evenly {
+            limit *= 2;
+        }
     }
+    (Outcome::GaveUp, steps)
 }
 
 /// One search; counts for each VM how often it had nowhere to go.
-fn run(problem: &Problem, sharing: Option<&Sharing>, failures: &mut [u32], steps_max: u64) -> (Outcome, u64) {
+fn run(
+    problem: &Problem,
+    sharing: Option<&Sharing>,
+    evenly: bool,
+    failures: &mut [u32],
+    steps_max: u64,
+) -> (Outcome, u64) {
     let mut search = Search::new(problem, sharing, failures);
+    search.evenly = evenly;
     let mut steps = 0;
     if !search.begin(0) {
         return (Outcome::Infeasible, steps);
@@ -149,6 +163,7 @@ impl<'a> Search<'a> {
             frames: Vec::new(),
             candidates: Vec::new(),
             below: None,
+            evenly: false,
             failures: vec![0; problem.vms.len()],
         }
     }
@@ -262,7 +277,13 @@ impl<'a> Search<'a> {
         }
         hosts.sort_by_cached_key(|&h| {
             let host = usize::from(h);
-            (!musts.contains(h), state.delta(vm, host), state.free[host], h)
+            let (free, whole) = (state.free[host], state.problem.hosts[host]);
+            let room = if self.evenly {
+                whole.minus(free).share_of(whole)
+            } else {
+                u128::from(free.memory) << 64 | u128::from(free.vcpus)
+            };
+            (!musts.contains(h), state.delta(vm, host), room, h)
         });
         Some(Candidates { hosts, musts: musts.len(), failed })
     }

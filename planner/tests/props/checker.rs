@@ -1,8 +1,8 @@
 //! The checker finds every damage done to a plan.
 
 use planner::inventory::Inventory;
-use planner::plan::Plan;
-use planner::{Violation, check, make_plan};
+use planner::plan::{ImageStamp, Plan};
+use planner::{Violation, check, check_images, make_plan};
 use proptest::prelude::*;
 use proptest::sample::Index;
 
@@ -50,12 +50,20 @@ fn damage(plan: &mut Plan, kind: usize, at: Index) -> bool {
             let Some(other) = other.map(|h| h.name.clone()) else { return false };
             plan.vms[vm].hosts.push(other);
         }
+        (28, ..) => predicted.links[0].bytes += 1,
+        (29, ..) => drop(predicted.links.pop()),
+        (30, ..) => predicted.placement_cost ^= 1,
+        (31, ..) => drop(predicted.host_done_ms.pop()),
+        (32, ..) => plan.vms[vm].instances.push(0),
+        (33, ..) => plan.hosts[host].rack = Some("nowhere".to_owned()),
+        (34, ..) => predicted.links[0].busy_ms += 1,
+        (35, ..) => predicted.links[0].classes.unique += 1,
         _ => return false,
     }
     true
 }
 
-const KINDS: usize = 28;
+const KINDS: usize = 36;
 
 fn damaged_is_found(plan: &Plan, inventory: &Inventory, kind: usize, at: Index) -> Result<(), TestCaseError> {
     let mut damaged = plan.clone();
@@ -96,6 +104,30 @@ proptest! {
             prop_assert!(check(&plan, Some(&other)).is_err());
         }
     }
+}
+
+/// Each kind of damage is refused for what it is.
+#[test]
+fn images_written_since_are_named() {
+    let mut plan = crate::files::example_plan();
+    let then = ImageStamp { bytes: 4096, modified_ns: 7 };
+    plan.vms[1].stamp = Some(then);
+    let mut now = vec![None; plan.vms.len()];
+    check_images(&plan, &now).expect("nothing is known");
+    now[1] = Some(then);
+    check_images(&plan, &now).expect("nothing changed");
+    now[1] = Some(ImageStamp { modified_ns: 8, ..then });
+    let found = check_images(&plan, &now).unwrap_err();
+    assert!(
+        matches!(&found[..], [Violation::Stale { why, .. }] if why.contains("written since")),
+        "{found:?}"
+    );
+    now[1] = Some(ImageStamp { bytes: 1, ..then });
+    let found = check_images(&plan, &now).unwrap_err();
+    assert!(
+        matches!(&found[..], [Violation::Stale { why, .. }] if why.contains("had 4096 bytes")),
+        "{found:?}"
+    );
 }
 
 /// What the random instances, with few bytes, do not reach.

@@ -3,7 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use planner::{Channel, GroupLimits, HostSet, Isolation, Schedule, SegmentWeight, schedule};
+use planner::inventory::{Host, Source};
+use planner::plan::Mode;
+use planner::{
+    Channel, GroupLimits, HostSet, Isolation, Network, Schedule, SegmentWeight, best_mode, group_curve,
+    groups_needed, schedule, schedule_by,
+};
 use proptest::prelude::*;
 
 fn segment() -> impl Strategy<Value = SegmentWeight> {
@@ -239,4 +244,76 @@ fn slivers_ride_in_supersets() {
     // A second copy on the source's link costs no more than one on host 2's, and tells host 2 nothing.
     let unicast = schedule(&segments, &GroupLimits::default());
     assert_eq!(unicast.segments.iter().find(|s| s.segment == 2).unwrap().channel, Channel::Unicast);
+}
+
+fn flat(hosts: usize) -> Network {
+    let host = |h: usize| Host {
+        name: format!("h{h}"),
+        address: format!("10.0.0.{}:1", h + 1),
+        memory_mib: 1,
+        vcpus: 1,
+        rate_mbps: 1000,
+        link_cost: 1,
+        rack: None,
+        domain: None,
+    };
+    let source = Source { name: "s".to_owned(), address: None, rate_mbps: 1000, rack: None };
+    Network::new(&source, &(0..hosts).map(host).collect::<Vec<_>>(), None)
+}
+
+/// With enough addresses exact sets win; with too few they are refused by number, and what is allowed is chosen.
+#[test]
+fn the_cheapest_way_that_is_allowed_is_chosen() {
+    let sets = weights(&[
+        (&[0, 1, 2], 300 << 20),
+        (&[0, 1], 200 << 20),
+        (&[2, 3], 200 << 20),
+        (&[1, 3], 200 << 20),
+        (&[0], 10 << 20),
+    ]);
+    let network = flat(4);
+    let free = best_mode(&sets, &GroupLimits::default(), &network);
+    assert_eq!(free[0].cost.mode, Mode::ExactSets);
+    assert_eq!((free[0].cost.addresses, free[0].cost.unwanted_bytes), (4, 0));
+    let unicast = free.iter().find(|way| way.cost.mode == Mode::Unicast).expect("it is compared");
+    assert_eq!(unicast.cost.source_bytes, (900 + 400 * 3 + 10) << 20);
+    assert!(unicast.cost.refused.as_ref().is_some_and(|why| why.contains("again")), "{:?}", unicast.cost);
+    let few = GroupLimits { max_groups: 2, ..GroupLimits::default() };
+    let ways = best_mode(&sets, &few, &network);
+    assert_eq!(ways[0].cost.mode, Mode::ChurningGroups);
+    assert!(ways[0].cost.refused.is_none() && ways[0].cost.addresses <= 2);
+    let exact = ways.iter().find(|way| way.cost.mode == Mode::ExactSets).expect("it is compared");
+    assert!(exact.cost.refused.as_ref().is_some_and(|why| why.contains("needs 4 group addresses")));
+    // Two groups joined once bring bytes that nobody needs; allowed or not is a matter of the limit.
+    let fixed = schedule_by(Mode::StaticGroups, &sets, &few);
+    assert_eq!(fixed.groups.len(), 2);
+    let fixed = ways.iter().find(|way| way.cost.mode == Mode::StaticGroups).expect("it is compared");
+    assert!(fixed.cost.unwanted_bytes > 0 && fixed.cost.refused.is_some());
+    let loose = GroupLimits { superset_extra_permille: 1000, ..few.clone() };
+    let ways = best_mode(&sets, &loose, &network);
+    let fixed = ways.iter().find(|way| way.cost.mode == Mode::StaticGroups).expect("it is compared");
+    assert!(fixed.cost.refused.is_none(), "{:?}", fixed.cost);
+    let strict = GroupLimits { isolation: Isolation::Strict, ..loose };
+    let ways = best_mode(&sets, &strict, &network);
+    let fixed = ways.iter().find(|way| way.cost.mode == Mode::StaticGroups).expect("it is compared");
+    assert!(fixed.cost.refused.as_ref().is_some_and(|why| why.contains("strict")));
+}
+
+/// More addresses bring fewer unwanted bytes, until every set has one.
+#[test]
+fn more_groups_buy_less_waste() {
+    let sets = weights(&[
+        (&[0, 1, 2], 300 << 20),
+        (&[0, 1], 200 << 20),
+        (&[2, 3], 200 << 20),
+        (&[1, 3], 200 << 20),
+        (&[0, 3], 90 << 20),
+    ]);
+    let curve = group_curve(&sets, &GroupLimits::default(), &flat(4));
+    assert_eq!(curve.iter().map(|point| point.addresses).collect::<Vec<_>>(), [0, 1, 2, 4, 5]);
+    let waste: Vec<u64> = curve[1..].iter().map(|point| point.fixed.unwanted_bytes).collect();
+    assert!(waste.windows(2).all(|pair| pair[0] >= pair[1]) && waste.last() == Some(&0), "{waste:?}");
+    let churn: Vec<u64> = curve[1..].iter().map(|point| point.churning.cost).collect();
+    assert!(churn.windows(2).all(|pair| pair[0] >= pair[1]), "{churn:?}");
+    assert!(groups_needed(&curve).is_some_and(|count| count > 1));
 }
