@@ -4,6 +4,7 @@ pub(crate) mod args;
 pub(crate) mod clones;
 pub(crate) mod exit;
 pub(crate) mod parse;
+pub(crate) mod planning;
 
 use clap::{ArgAction, Parser, Subcommand};
 
