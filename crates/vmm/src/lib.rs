@@ -5,14 +5,18 @@
 //!
 //! [`lazy`] is the memory of a VM that is still arriving: what page servers serve from and hypervisors start on.
 //!
-//! [`firecracker`] takes and restores its snapshots. [`uffd`] answers the page faults of VMs from it. [`microvm`] is a small VMM with a guest that checks its memory, for tests
+//! [`firecracker`] and [`cloud_hypervisor`] take running VMs and start clones of them. [`uffd`] answers the page faults of VMs from it. [`microvm`] is a small VMM with a guest that checks its memory, for tests
 //! and the demo.
 //!
 //! Not here: what pages have in common (crate `pages`), writing received files (crate `receiver`). `unsafe` stands here for
 //! mapped memory and the kernel's interfaces to it only.
 
 #[cfg(target_os = "linux")]
+pub mod cloud_hypervisor;
+#[cfg(target_os = "linux")]
 pub mod firecracker;
+#[cfg(target_os = "linux")]
+mod http;
 pub mod image;
 pub mod lazy;
 pub mod memory;

@@ -89,10 +89,20 @@ impl MicroVm {
     /// No KVM, a memory size out of range, or a call that the system refuses.
     pub fn boot(config: &Config) -> Result<Self, MicroVmError> {
         let bytes = config.memory_mib.saturating_mul(1 << 20);
-        let memory = GuestMemory::anonymous(checked_size(bytes)?)?;
+        Self::boot_on(config, Arc::new(GuestMemory::anonymous(checked_size(bytes)?)?))
+    }
+
+    /// As [`boot`](Self::boot), on memory that holds zeros, as a shared file does that is to be handed over. Its length counts,
+    /// not the configuration's.
+    ///
+    /// # Errors
+    ///
+    /// As `boot`.
+    pub fn boot_on(config: &Config, memory: Arc<GuestMemory>) -> Result<Self, MicroVmError> {
+        let mib = checked_size(memory.len() as u64)? as u64 >> 20;
         let command_line = format!(
             "mb={} seed={} zero={} dup={}",
-            config.memory_mib.saturating_sub(config.unused_mib),
+            mib.saturating_sub(config.unused_mib),
             config.seed,
             config.zero_percent,
             config.repeated_percent
@@ -101,7 +111,7 @@ impl MicroVm {
         let (kvm_fd, vm) = machine(&memory)?;
         let cpu = vm.create_vcpu(0).map_err(kvm("make a vCPU"))?;
         vcpu::start(&kvm_fd, &cpu, &entry)?;
-        let mut made = Self::around(kvm_fd, vm, cpu, Arc::new(memory), Identity(0), config.workload)?;
+        let mut made = Self::around(kvm_fd, vm, cpu, memory, Identity(0), config.workload)?;
         made.resume()?;
         Ok(made)
     }

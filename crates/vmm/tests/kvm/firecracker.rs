@@ -1,7 +1,7 @@
 //! Firecracker: snapshots of running VMs, clones whose pages come later. With the stand-in always, and also with the real binary
 //! that `SCATTER_FIRECRACKER` or PATH names.
 
-use crate::support::{PATIENCE, kvm_or_skip};
+use crate::support::{PATIENCE, StopOnDrop, kvm_or_skip};
 use pages::PAGE_SIZE;
 use serde_json::json;
 use std::io::{BufRead, BufReader};
@@ -145,6 +145,7 @@ fn eight_clones_of_a_running_vm_run_while_their_pages_come() {
         let server = PageServer::start().expect("starts");
         let stop = AtomicBool::new(false);
         let clones: Vec<Clone> = std::thread::scope(|scope| {
+            let _stop = StopOnDrop(&stop);
             // Pages come when they are demanded, a fifth of a millisecond each.
             scope.spawn(|| {
                 while !stop.load(Ordering::SeqCst) {
@@ -270,6 +271,7 @@ fn a_clone_whose_pages_are_lost_is_killed_and_named() {
         let server = PageServer::start().expect("starts");
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {
+            let _stop = StopOnDrop(&stop);
             scope.spawn(|| {
                 while !stop.load(Ordering::SeqCst) {
                     match image.next_demand() {

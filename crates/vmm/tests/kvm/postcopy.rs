@@ -1,6 +1,6 @@
 //! Micro-VMs that run while their pages come: real vCPUs' faults, answered by the page server.
 
-use crate::support::{PATIENCE, booted, full_pass, kvm_or_skip, next_tick};
+use crate::support::{PATIENCE, StopOnDrop, booted, full_pass, kvm_or_skip, next_tick};
 use pages::PAGE_SIZE;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -94,6 +94,7 @@ fn clones_run_while_their_pages_come_and_find_all_of_them_right() {
             (1..=4).map(|id| restore(&server, &snapshot, &image, backing, id)).collect();
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {
+            let _stop = StopOnDrop(&stop);
             let (snapshot, image, stop) = (&snapshot, &image, &stop);
             // Nothing comes but what is demanded, one page after the other, a millisecond each.
             scope.spawn(move || {

@@ -67,3 +67,12 @@ pub(crate) fn full_pass(vm: &MicroVm) {
     }
     assert_eq!(vm.console().bad_reports(), 0);
 }
+
+/// Sets a flag when it is dropped, also by a panic: threads of a scope that look at it end, and the panic is seen.
+pub(crate) struct StopOnDrop<'a>(pub(crate) &'a std::sync::atomic::AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, std::sync::atomic::Ordering::SeqCst);
+    }
+}

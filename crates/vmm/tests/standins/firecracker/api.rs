@@ -1,10 +1,10 @@
 //! The HTTP side: requests are read, checked as Firecracker checks them, and carried out one after the other.
 
+use crate::common;
 use crate::machine::Machine;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use std::io::{Read, Write};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 #[derive(Deserialize)]
@@ -150,45 +150,16 @@ pub(crate) fn serve(socket: &Path, version: &str) {
     for stream in listener.incoming() {
         // A client that only looks whether the socket is there sends nothing.
         let mut stream = stream.expect("a connection");
-        if let Some((method, path, body)) = read_request(&mut stream) {
+        if let Some((method, path, body)) = common::read_request(&mut stream) {
             let result = carry_out(&mut machine, version, (&method, &path), &body);
-            let (status, body) = match result {
-                Ok(None) => ("204 No Content", String::new()),
-                Ok(Some(value)) => ("200 OK", value.to_string()),
-                Err(words) => ("400 Bad Request", json!({ "fault_message": words }).to_string()),
-            };
-            let head = format!(
-                "HTTP/1.1 {status}\r\nServer: Firecracker API\r\nConnection: keep-alive\r\nContent-Length: {}\r\n\r\n",
-                body.len()
-            );
-            // A client that is gone does not wait for its answer.
-            let _ = stream.write_all((head + &body).as_bytes());
-        }
-    }
-}
-
-fn read_request(stream: &mut UnixStream) -> Option<(String, String, Vec<u8>)> {
-    let mut bytes = Vec::new();
-    let mut part = [0; 4096];
-    loop {
-        let read = stream.read(&mut part).ok().filter(|read| *read > 0)?;
-        bytes.extend_from_slice(&part[..read]);
-        let mut headers = [httparse::EMPTY_HEADER; 16];
-        let mut request = httparse::Request::new(&mut headers);
-        if let httparse::Status::Complete(at) = request.parse(&bytes).ok()? {
-            let (method, path) = (request.method?.to_owned(), request.path?.to_owned());
-            let length = request
-                .headers
-                .iter()
-                .find(|header| header.name.eq_ignore_ascii_case("content-length"))
-                .and_then(|header| std::str::from_utf8(header.value).ok()?.parse::<usize>().ok())
-                .unwrap_or(0);
-            let mut body = bytes.split_off(at);
-            while body.len() < length {
-                let read = stream.read(&mut part).ok().filter(|read| *read > 0)?;
-                body.extend_from_slice(&part[..read]);
+            match result {
+                Ok(None) => common::answer(&mut stream, "204 No Content", ""),
+                Ok(Some(value)) => common::answer(&mut stream, "200 OK", &value.to_string()),
+                Err(words) => {
+                    let body = json!({ "fault_message": words }).to_string();
+                    common::answer(&mut stream, "400 Bad Request", &body);
+                }
             }
-            return Some((method, path, body));
         }
     }
 }

@@ -1,18 +1,18 @@
 //! The machine behind the API.
 
 use crate::api::{BackendType, CreateSnapshot, LoadSnapshot, SnapshotType};
+use crate::common::{print, words};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use pages::PAGE_SIZE;
 use serde_json::json;
 use std::fs::File;
-use std::io::{IoSlice, Write};
+use std::io::IoSlice;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::time::Duration;
 use vmm::memory::GuestMemory;
-use vmm::microvm::{Config, Identity, MicroVm, Report, VmState, Workload};
+use vmm::microvm::{Config, Identity, MicroVm, VmState, Workload};
 use vmm::uffd::{Backing, Uffd};
 
 /// At the end of memory, what the guest does not use: the balloon takes from there. It holds bytes that must not come back.
@@ -30,16 +30,6 @@ pub(crate) struct Machine {
     uffd: Option<Uffd>,
     /// The memory as the last snapshot saw it, page by page.
     last: Option<Vec<blake3::Hash>>,
-}
-
-fn words(error: impl std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }
 
 impl Machine {
@@ -68,35 +58,7 @@ impl Machine {
     /// Takes the VM, and writes what its guest says on our standard output.
     fn run(&mut self, vm: MicroVm, memory: Arc<GuestMemory>) {
         let vm = Arc::new(std::sync::Mutex::new(vm));
-        let shared = vm.clone();
-        std::thread::spawn(move || {
-            let mut next = 0;
-            loop {
-                let (lines, ended) = {
-                    let vm = shared.lock().expect("no panic while it is held");
-                    (vm.console().since(next), vm.console().ended())
-                };
-                let mut out = std::io::stdout().lock();
-                for seen in lines {
-                    next = seen.index + 1;
-                    let line = match seen.report {
-                        Report::Tick { number, ok, bad, .. } => {
-                            format!("TICK {number} {} bad {bad}", if ok { "OK" } else { "BAD" })
-                        }
-                        other => format!("{other:?}"),
-                    };
-                    // Whoever reads it may be gone: then nobody needs it.
-                    let _ = writeln!(out, "{line}");
-                }
-                let _ = out.flush();
-                if let Some(reason) = ended {
-                    eprintln!("the guest has ended: {reason}");
-                    std::process::exit(1);
-                }
-                drop(out);
-                std::thread::sleep(Duration::from_millis(5));
-            }
-        });
+        print(vm.clone(), std::io::stdout());
         (self.vm, self.memory) = (Some(vm), Some(memory));
     }
 

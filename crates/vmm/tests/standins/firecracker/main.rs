@@ -9,6 +9,9 @@
 #[cfg(target_arch = "x86_64")]
 mod api;
 #[cfg(target_arch = "x86_64")]
+#[path = "../common/mod.rs"]
+mod common;
+#[cfg(target_arch = "x86_64")]
 mod machine;
 
 #[cfg(target_arch = "x86_64")]
