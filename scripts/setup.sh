@@ -16,6 +16,7 @@ xz xz-utils
 cc gcc
 unshare util-linux
 qemu-system-x86_64 qemu-system-x86
+qemu-img qemu-utils
 LIST
 }
 

@@ -7,7 +7,10 @@ use crate::support::{
 use std::sync::Arc;
 use std::time::Instant;
 use vmm::qemu::emit::TemplateVm;
-use vmm::qemu::{CaptureOptions, Captured, EmitMode, EmitOptions, Emitter, Launch, QemuError, Vm, capture};
+use vmm::qemu::launch::make_overlay;
+use vmm::qemu::{
+    CaptureOptions, Captured, EmitMode, EmitOptions, Emitter, Identity, Launch, QemuError, Vm, capture,
+};
 
 /// A guest that ran and was taken; it ticks on, and is then ended.
 fn taken(machine: &Launch, dir: &std::path::Path) -> Captured {
@@ -202,4 +205,60 @@ fn a_machine_of_another_kind_is_refused_before_anything_is_sent() {
         assert_eq!(status["status"], "inmigrate", "it still waits");
         clone.quit();
     }
+}
+
+/// Two CPUs, more memory than a host page table's page maps, a disk and a network card; the disk's contents are taken while
+/// the source stands, and each clone writes to an overlay of its own.
+#[test]
+fn a_larger_machine_with_disk_and_card_is_cloned() {
+    let dir = dir();
+    let more = [
+        "-smp",
+        "2",
+        "-drive",
+        "if=virtio,format=qcow2,file={disk}",
+        "-nic",
+        "user,model=virtio-net-pci,mac={mac}",
+        "-device",
+        "vmgenid,guid={vmgenid}",
+    ];
+    let Some(machine) = machine(2048, &more) else { return };
+    let base = dir.path().join("base.img");
+    std::fs::File::create(&base).unwrap().set_len(16 << 20).unwrap();
+    let with_disk = |name: &str, base: &std::path::Path, format: &str| {
+        let disk = dir.path().join(format!("{name}.qcow2"));
+        make_overlay(base, format, &disk).unwrap();
+        Identity { disk: Some(disk), ..identity(name) }
+    };
+    let mut source = machine.boot(with_disk("source", &base, "raw"), &dir.path().join("source")).unwrap();
+    wait_for_ticks(&mut source, 3, crate::support::BOOT_WITHIN);
+    let (disk, frozen) = (source.identity.disk.clone().unwrap(), dir.path().join("frozen.qcow2"));
+    let mut snapshot = |_: &mut vmm::qemu::Qmp| {
+        std::fs::copy(&disk, &frozen).map(drop).map_err(|source| QemuError::Io {
+            action: "copy",
+            path: disk.clone(),
+            source,
+        })
+    };
+    let image = dir.path().join("image");
+    let options = CaptureOptions { while_paused: Some(&mut snapshot), ..CaptureOptions::new(&image) };
+    let captured = capture(&mut source.qmp, options).unwrap();
+    println!("2 GiB: {:?}", captured.figures);
+    ticks_on(&mut source);
+    source.quit();
+    // Most of it is zero, and stays a hole.
+    let file = std::fs::File::options().read(true).write(true).open(&image).unwrap();
+    let lazy = vmm::LazyImage::over(file, &image).unwrap();
+    lazy.adopt(0, lazy.page_count()).unwrap();
+    let mut clone =
+        machine.wait_for_vm(with_disk("clone", &frozen, "qcow2"), &dir.path().join("clone")).unwrap();
+    let options = EmitOptions::new(EmitMode::Postcopy);
+    let emitter = Emitter::start(&mut clone.qmp, lazy.into(), sent(&captured.state), options).unwrap();
+    wait_for_ticks(&mut clone, 1, TICK_WITHIN);
+    println!("{:?}", emitter.wait().unwrap());
+    settled(&mut clone);
+    let told = clone.qmp.execute("query-vm-generation-id", serde_json::Value::Null).unwrap();
+    assert_eq!(told["guid"], clone.identity.vmgenid, "its own, not the source's");
+    ticks_on(&mut clone);
+    clone.quit();
 }

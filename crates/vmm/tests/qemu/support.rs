@@ -10,7 +10,7 @@ use vmm::qemu::emit::{TemplateVm, template_backend};
 use vmm::qemu::{Captured, DeviceState, Identity, Launch, Vm};
 
 /// A guest boots in 3 to 6 s here; a loaded machine may take ten times as long.
-const BOOT_WITHIN: Duration = Duration::from_secs(120);
+pub(crate) const BOOT_WITHIN: Duration = Duration::from_secs(120);
 /// A tick comes each 10 ms.
 pub(crate) const TICK_WITHIN: Duration = Duration::from_secs(60);
 
