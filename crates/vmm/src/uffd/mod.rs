@@ -30,12 +30,14 @@ mod sys;
 mod tests;
 mod vm;
 mod watchdog;
+mod working_set;
 
 pub use fd::{Filled, Uffd};
 pub use guard::{Guard, PidFd};
 pub use server::{Attachment, PageServer, ServedVm, VmStatus};
 pub use stats::{FaultStats, Histogram};
 pub use watchdog::Watchdog;
+pub use working_set::{WorkingSet, WorkingSetError};
 
 use crate::memory::GuestMemory;
 use pages::PAGE_SIZE;
