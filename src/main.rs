@@ -30,6 +30,7 @@ fn main() -> ExitCode {
         Command::Simulate(args) => commands::simulate::run(&args),
         Command::Send(args) => commands::send::run(&args),
         Command::Clone(args) => commands::send::clone(&args.send),
+        Command::Status(args) => commands::status::run(&args),
         Command::Microvm(args) => commands::microvm::run(&args),
         Command::Report(args) => commands::report::run(&args),
         Command::Doctor(args) => commands::doctor::run(&args),

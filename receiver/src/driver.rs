@@ -18,6 +18,8 @@ use wire::control::{HostStats, Offer, ToHost, ToSender};
 
 /// Messages of the sender taken in between two looks at the sockets.
 const MESSAGES_AT_ONCE: usize = 64;
+/// How often guests are told of.
+const TELL_EVERY: Duration = Duration::from_millis(200);
 /// The receiving thread wakes at least this often.
 const IDLE: Duration = Duration::from_millis(200);
 
@@ -49,6 +51,8 @@ pub struct Driver<'a> {
     pub workers: usize,
     /// VMs that run while their memory arrives, if there are any.
     pub guests: Option<&'a mut Guests>,
+    /// Called some times a second with the guests.
+    pub tell: &'a mut dyn FnMut(&Guests),
     /// Asked now and then: `Some(reason)` ends the transfer, and what is held stays.
     pub preempted: &'a mut dyn FnMut() -> Option<String>,
 }
@@ -64,8 +68,16 @@ impl Driver<'_> {
         let session = Session::new(SessionConfig::new(offer.symbol_size_max, offer.vms.len()));
         let vms = offer.vms.iter().map(|vm| vm.vm).collect();
         let cpu_at_start = usage::cpu();
-        let mut running =
-            Running { driver: self, session, workers, vms, cpu_at_start, placed: false, all_complete: None };
+        let mut running = Running {
+            driver: self,
+            session,
+            workers,
+            vms,
+            cpu_at_start,
+            told: Duration::ZERO,
+            placed: false,
+            all_complete: None,
+        };
         if let Some(guests) = &mut running.driver.guests {
             guests.handle_connected(start.elapsed());
         }
@@ -110,6 +122,8 @@ struct Running<'a> {
     workers: Workers,
     vms: Vec<u16>,
     cpu_at_start: Duration,
+    /// When the guests were last told of.
+    told: Duration,
     /// Every image has its final name.
     placed: bool,
     /// The sender has been told that all is complete.
@@ -225,6 +239,10 @@ impl Running<'_> {
         if let Some(guests) = &mut self.driver.guests {
             while let Some(message) = guests.poll(now) {
                 self.driver.link.say(&message);
+            }
+            if now >= self.told + TELL_EVERY {
+                self.told = now;
+                (self.driver.tell)(guests);
             }
             if !guests.is_independent() {
                 return false;

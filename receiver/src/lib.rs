@@ -10,6 +10,7 @@
 
 #![forbid(unsafe_code)]
 
+mod board;
 pub mod check;
 pub mod driver;
 pub mod guests;

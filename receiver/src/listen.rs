@@ -1,5 +1,6 @@
 //! Connections of senders: a task each, which awaits the offer and then passes messages both ways.
 
+use crate::board::Board;
 use crate::link::{Link, link};
 use crossbeam_channel::{Sender, TrySendError};
 use net::control::Listener;
@@ -9,7 +10,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use wire::control::measure::Ask;
-use wire::control::{Message, Offer, ToHost};
+use wire::control::{Message, Offer, ToHost, ToSender};
 
 /// How long a new connection may take to make its offer.
 const OFFER_WAIT: Duration = Duration::from_secs(10);
@@ -29,6 +30,7 @@ pub(crate) struct Shared {
     pub(crate) waker: Arc<Waker>,
     pub(crate) interface: Option<Interface>,
     pub(crate) agent: crate::measure::Agent,
+    pub(crate) board: Board,
 }
 
 /// Accepts connections, each with a task of its own.
@@ -67,6 +69,12 @@ async fn converse(control: net::control::Control, peer: String, shared: Arc<Shar
         }
         Ok(ToHost::Measure(Ask::Start(start))) => {
             return crate::measure::serve(start, &shared.agent, &mut reader, &mut writer).await;
+        }
+        Ok(ToHost::Status) => {
+            // Who asks is told by the broken connection if this does not reach it.
+            let _ = writer.write_frame(&ToSender::Status(shared.board.read()).encode()).await;
+            let _ = writer.shutdown().await;
+            return;
         }
         Ok(_) => return refused(&shared, &peer, "its first message is no offer"),
         Err(reason) => return refused(&shared, &peer, &reason),

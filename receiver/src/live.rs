@@ -1,11 +1,12 @@
 //! Transfers whose guests outlive a connection, or the transfer itself.
 
+use crate::board::Board;
 use crate::guests::Guests;
 use crate::store::Intake;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use wire::control::{Offer, VmOffer};
+use wire::control::{CloneStatus, Offer, VmOffer};
 
 /// A transfer's images and guests.
 pub(crate) struct Live {
@@ -42,7 +43,16 @@ impl Lives {
             Standing::Orphaned(live, _) => live.guests.as_ref(),
             Standing::Running(guests) => Some(guests),
         });
-        guests.flat_map(Guests::status).collect()
+        let line = |clone: CloneStatus| {
+            let state = match &clone {
+                clone if clone.over => "over",
+                clone if clone.starting => "starting",
+                clone if clone.missing_pages > 0 => "depends on a sender",
+                _ => "independent",
+            };
+            format!("{}: {state}; {}", clone.name, clone.words)
+        };
+        guests.flat_map(Guests::status).map(line).collect()
     }
 
     /// Keeps a transfer whose connection is gone.
@@ -78,8 +88,8 @@ impl Lives {
         }
     }
 
-    /// Forgets what is over, and ends clones that have waited for too long; says what happened.
-    pub(crate) fn tend(&mut self, orphan_timeout: Duration) -> Vec<String> {
+    /// Forgets what is over, tells the board of the others, and ends clones that have waited for too long; says what happened.
+    pub(crate) fn tend(&mut self, orphan_timeout: Duration, board: &Board) -> Vec<String> {
         let mut notes = Vec::new();
         self.0.retain(|transfer, standing| {
             let guests = match standing {
@@ -99,7 +109,10 @@ impl Lives {
             };
             guests.tend();
             let alive = guests.any_alive();
-            if !alive {
+            if alive {
+                board.write(transfer, None, guests.status());
+            } else {
+                board.remove(transfer);
                 notes.push(format!("{transfer}: no clone is running any more"));
             }
             alive

@@ -1,5 +1,6 @@
 //! `scatter receive`: listens for senders, authenticates them, and runs one transfer at a time.
 
+use crate::board::Board;
 use crate::driver::{Driver, Ended, describe};
 use crate::guests::{GuestConfig, GuestError, Guests};
 use crate::link::Link;
@@ -103,6 +104,7 @@ pub struct Service {
     incoming: Receiver<Result<Incoming, String>>,
     waiting: VecDeque<Incoming>,
     lives: Lives,
+    board: Board,
 }
 
 impl Service {
@@ -125,14 +127,16 @@ impl Service {
             .block_on(Listener::bind(config.listen, &config.identity))
             .map_err(|source| ServiceError::Listen { address: config.listen, source: Box::new(source) })?;
         observer(ServiceEvent::Listening(listener.local_addr()));
+        let board = Board::default();
         let agent = crate::measure::Agent::new(config.measurable.clone(), config.workers);
         let interface = config.interface.clone();
-        let shared = Arc::new(Shared { out, waker: Arc::clone(&waker), interface, agent });
+        let shared =
+            Arc::new(Shared { out, waker: Arc::clone(&waker), interface, agent, board: board.clone() });
         std::thread::Builder::new()
             .name("control".into())
             .spawn(move || runtime.block_on(listen(listener, shared)))
             .map_err(ServiceError::Start)?;
-        Ok(Self { config, store, waker, incoming, waiting: VecDeque::new(), lives: Lives::default() })
+        Ok(Self { config, store, waker, incoming, waiting: VecDeque::new(), lives: Lives::default(), board })
     }
 
     /// Serves until `stop` is set, or after the first complete transfer if so configured. Whether the last transfer
@@ -147,7 +151,7 @@ impl Service {
     ) -> Result<bool, ServiceError> {
         let mut complete = false;
         while !stop.load(Ordering::Relaxed) {
-            for note in self.lives.tend(self.config.orphan_timeout) {
+            for note in self.lives.tend(self.config.orphan_timeout, &self.board) {
                 observer(ServiceEvent::Guests(note));
             }
             if complete && self.config.once && self.lives.is_empty() {
@@ -220,6 +224,7 @@ impl Service {
                 return refuse(RefuseCause::Store, reason);
             }
         };
+        let sender = peer.clone();
         observer(ServiceEvent::Accepted(offer.transfer.clone(), peer, offer.vms.len()));
         if let Some(note) = intake.resume_note() {
             observer(ServiceEvent::Resumed(note.to_owned()));
@@ -239,9 +244,12 @@ impl Service {
             intake,
             workers: self.config.workers,
             guests: live.guests.as_mut(),
+            tell: &mut |guests: &Guests| self.board.write(&offer.transfer, Some(&sender), guests.status()),
             preempted: &mut preempted,
         };
         let ended = driver.run(&offer)?;
+        // Whoever lives on comes back to the board when it is tended.
+        self.board.remove(&offer.transfer);
         let over = matches!(ended, Ended::Complete(_));
         if live.guests.as_ref().is_some_and(|guests| guests.any_alive()) && !over {
             // Its clones wait for pages: whoever brings them finds everything as it is.

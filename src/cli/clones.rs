@@ -25,6 +25,27 @@ pub(crate) struct Clone {
     pub(crate) send: Send,
 }
 
+/// Says which clones run at a plan's hosts, and who they depend on
+#[derive(Args, Debug)]
+#[command(after_help = "\
+A clone with missing pages depends on the sender that is connected: it must stay. One that nobody feeds waits at its next missing page;
+the same `scatter clone` again feeds it. Exit code 5 or 6 if hosts cannot be asked.
+
+Examples:
+  scatter status --group plan.json --keys keys/src
+  scatter status --group plan.json --json | jq .")]
+pub(crate) struct Status {
+    /// The plan
+    #[arg(long, value_name = "PLAN")]
+    pub(crate) group: PathBuf,
+    /// Directory with this host's keys. Default: keys/<the plan's source>
+    #[arg(long, value_name = "DIR", env = "SCATTER_KEYS")]
+    pub(crate) keys: Option<PathBuf>,
+    /// As JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 /// Makes a snapshot to clone: a small self-checking guest on KVM, for trials and never a product
 #[derive(Args, Debug)]
 #[command(after_help = "\

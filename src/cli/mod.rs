@@ -50,6 +50,7 @@ pub(crate) enum Command {
     Send(Box<args::Send>),
     Clone(Box<clones::Clone>),
     Microvm(clones::Microvm),
+    Status(clones::Status),
     Report(args::Report),
     Doctor(args::Doctor),
     Schema(args::Schema),

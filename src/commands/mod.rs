@@ -14,6 +14,7 @@ pub(crate) mod send;
 pub(crate) mod shell;
 pub(crate) mod simulate;
 mod stale;
+pub(crate) mod status;
 
 use crate::cli::exit::{Coded, Exit, Failure, Outcome};
 use anyhow::Context;

@@ -2,7 +2,7 @@
 
 use crate::support::Bench;
 
-const COMMANDS: [&str; 14] = [
+const COMMANDS: [&str; 15] = [
     "demo",
     "keys",
     "receive",
@@ -12,6 +12,7 @@ const COMMANDS: [&str; 14] = [
     "send",
     "clone",
     "microvm",
+    "status",
     "report",
     "doctor",
     "schema",

@@ -58,6 +58,15 @@ impl Clones {
         plan
     }
 
+    /// What `scatter status` says.
+    fn status(&self, plan: &Path) -> String {
+        let mut command = self.fleet.lab.host(0).command(env!("CARGO_BIN_EXE_scatter"));
+        command.current_dir(self.fleet.dir()).args(["status", "--keys", "keys/src", "--group"]).arg(plan);
+        let output = command.output().expect("scatter runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("UTF-8")
+    }
+
     /// Every clone goes on ticking and finds its memory right; then the receivers end in order.
     fn check_guests(&mut self) {
         std::thread::sleep(Duration::from_millis(500));
@@ -152,9 +161,17 @@ fn clones_of_a_killed_sender_wait_and_go_on_when_it_is_started_again() {
     for host in clones.fleet.numbers() {
         clones.fleet.receiver(host).await_words("interrupted", PATIENCE);
     }
+    std::thread::sleep(Duration::from_millis(500));
+    let status = clones.status(&plan);
+    println!("{status}");
+    assert_eq!(status.matches("NOBODY brings what is missing").count(), 2, "{status}");
+    assert_eq!(status.matches(": runs, ").count(), 4, "{status}");
     let sent = clones.fleet.transfer("clone", &plan, &[]).finish().ok();
     say("the sender killed and started again", &sent.report);
     assert_eq!(sent.report["clones"]["running"], 4, "{}", sent.said);
+    std::thread::sleep(Duration::from_millis(500));
+    let status = clones.status(&plan);
+    assert_eq!(status.matches(": independent; tick").count(), 4, "{status}");
     clones.check_guests();
 }
 

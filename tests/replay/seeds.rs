@@ -5,9 +5,10 @@ use crate::targets::{corpus_secret, join_frames};
 use pages::block::{BlockParts, ContentRun, Encoding, Scratch, UniformPlacement, encode_block};
 use pages::{PAGE_SIZE, Page, Pfn, UniformRun, VmId};
 use wire::control::{
-    Accept, Announce, Attachment, AttachmentOffer, BlockRange, CloneOffer, Deficit, FaultFigures, GuestOffer,
-    GuestReport, GuestState, HostStats, Join, Message, Offer, PageRange, Probe, ProbeResult, RefuseCause,
-    Report, Through, ToHost, ToSender, VmOffer, Want,
+    Accept, Announce, Attachment, AttachmentOffer, BlockRange, CloneOffer, CloneStatus, Deficit,
+    FaultFigures, GuestOffer, GuestReport, GuestState, HostStats, HostStatus, Join, Message, Offer,
+    PageRange, Probe, ProbeResult, RefuseCause, Report, Through, ToHost, ToSender, TransferStatus, VmOffer,
+    Want,
 };
 use wire::datagram::{Header, OVERHEAD_BYTES};
 use wire::seal::Sealer;
@@ -86,6 +87,19 @@ fn guest() -> GuestOffer {
     GuestOffer { vm: 1, kind: "microvm".into(), fingerprint: "x86".into(), attachments: vec![state], clones }
 }
 
+fn status() -> HostStatus {
+    let clone = CloneStatus {
+        name: "c-1".into(),
+        starting: false,
+        over: false,
+        missing_pages: 9,
+        words: "tick 4".into(),
+    };
+    let transfer =
+        TransferStatus { transfer: "t".into(), sender: Some("src".into()), clones: vec![clone], more: 0 };
+    HostStatus { transfers: vec![transfer] }
+}
+
 fn to_host() -> Vec<ToHost> {
     let vm = VmOffer { vm: 0, name: "web-1".into(), file_len: 8192, page_count: 2, content_pages: 1 };
     vec![
@@ -110,6 +124,7 @@ fn to_host() -> Vec<ToHost> {
         ToHost::Probe(Probe { group: [239, 1, 1, 9].into(), port: 4, count: 100, listen_ms: 500 }),
         ToHost::Attachment(Attachment { vm: 1, index: 0, last: true, bytes: vec![7; 40] }),
         ToHost::Pages { body: vec![5; 70] },
+        ToHost::Status,
     ]
 }
 
@@ -138,6 +153,7 @@ fn to_sender() -> Vec<ToSender> {
             state: GuestState::Failed { reason: "no KVM".into() },
             faults: FaultFigures { here: 5, waited_p99_us: 900, ..FaultFigures::default() },
         }),
+        ToSender::Status(status()),
     ]
 }
 

@@ -31,7 +31,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use vmm::lazy::{LazyImage, Origin};
 use wants::Wants;
-use wire::control::{self, Attachment, CloneOffer, GuestOffer, GuestState, ToSender};
+use wire::control::{self, Attachment, CloneOffer, CloneStatus, GuestOffer, GuestState, ToSender};
 
 /// What a host allows to be started, and how.
 #[derive(Clone, Default)]
@@ -262,21 +262,19 @@ impl Guests {
         clones.filter(|(clone, _)| clone.state != State::Over).map(|(_, offer)| offer.name.as_str()).collect()
     }
 
-    /// How each clone fares, a line each.
+    /// How each clone fares.
     #[must_use]
-    pub fn status(&self) -> Vec<String> {
+    pub fn status(&self) -> Vec<CloneStatus> {
         let clones =
             self.vms.iter().flat_map(|vm| vm.clones.iter().zip(&vm.offer.clones).map(move |both| (vm, both)));
-        let line = |(vm, (clone, offer)): (&GuestVm, (&Clone, &CloneOffer))| {
-            let depends = if vm.image.is_complete() { "independent" } else { "depends on the sender" };
-            let state = match clone.state {
-                State::Starting => "starting",
-                State::Running => depends,
-                State::Over => "over",
-            };
-            format!("{}: {state}; {}", offer.name, clone.ward.status())
+        let status = |(vm, (clone, offer)): (&GuestVm, (&Clone, &CloneOffer))| CloneStatus {
+            name: offer.name.clone(),
+            starting: clone.state == State::Starting,
+            over: clone.state == State::Over,
+            missing_pages: vm.image.missing_count(),
+            words: control::reason(&clone.ward.status()),
         };
-        clones.map(line).collect()
+        clones.map(status).collect()
     }
 
     /// Pages that are missing will never come: clones that need them are ended by their programs.

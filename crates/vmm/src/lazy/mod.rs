@@ -187,6 +187,13 @@ impl LazyImage {
         self.here.runs(range.start..range.end.min(self.page_count), false)
     }
 
+    /// Number of pages that are missing.
+    #[must_use]
+    pub fn missing_count(&self) -> u32 {
+        u32::try_from(u64::from(self.page_count).saturating_sub(self.here_count.load(Relaxed)))
+            .unwrap_or(u32::MAX)
+    }
+
     /// Whether every page is here.
     #[must_use]
     pub fn is_complete(&self) -> bool {

@@ -23,6 +23,7 @@ mod check;
 mod guests;
 pub mod measure;
 mod ranges;
+mod status;
 #[cfg(test)]
 mod tests;
 mod to_host;
@@ -33,6 +34,7 @@ pub use guests::{
     Want,
 };
 pub use ranges::{BlockRange, ranges};
+pub use status::{CloneStatus, HostStatus, TransferStatus};
 pub use to_host::{Announce, Join, Offer, Probe, Through, ToHost, VmOffer};
 pub use to_sender::{Accept, Deficit, HostStats, ProbeResult, RefuseCause, Report, ToSender};
 

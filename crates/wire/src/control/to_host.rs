@@ -51,6 +51,8 @@ pub enum ToHost {
         #[serde(with = "serde_bytes")]
         body: Vec<u8>,
     },
+    /// `scatter status`, in place of an offer: what runs there? Answered by `Status`.
+    Status,
 }
 
 /// One VM of an offer.
@@ -183,7 +185,7 @@ impl Message for ToHost {
                 at_most("attachment part", part.bytes.len(), limits::ATTACHMENT_PART_BYTES_MAX)
             }
             Self::Pages { body } => at_most("pages", body.len(), limits::BLOCK_BYTES_MAX as usize),
-            Self::Join(_) | Self::Leave { .. } | Self::Release => Ok(()),
+            Self::Join(_) | Self::Leave { .. } | Self::Release | Self::Status => Ok(()),
         }
     }
 }

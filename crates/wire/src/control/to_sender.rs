@@ -1,7 +1,7 @@
 //! What a host says to the sender.
 
 use super::check::{at_most, check_ranges};
-use super::{BlockRange, ControlError, GuestReport, Message, Want, measure};
+use super::{BlockRange, ControlError, GuestReport, HostStatus, Message, Want, measure};
 use crate::{Digest, limits};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -60,6 +60,8 @@ pub enum ToSender {
     Want(Want),
     /// News of a clone here.
     Guest(GuestReport),
+    /// Answer to `Status`.
+    Status(HostStatus),
 }
 
 /// A host's readiness.
@@ -177,6 +179,7 @@ impl Message for ToSender {
             Self::Measured(tell) => tell.check(),
             Self::Want(want) => want.check(),
             Self::Guest(report) => report.check(),
+            Self::Status(status) => status.check(),
             Self::Accept(_)
             | Self::Joined { .. }
             | Self::VmComplete { .. }

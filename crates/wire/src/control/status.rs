@@ -1,0 +1,58 @@
+//! Who depends on whom at a host: the answer to `scatter status`.
+
+use super::ControlError;
+use super::check::at_most;
+use crate::limits;
+use serde::{Deserialize, Serialize};
+
+/// What runs at a host, or waits there.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub struct HostStatus {
+    /// Transfers with guests.
+    pub transfers: Vec<TransferStatus>,
+}
+
+/// A transfer whose guests run here.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct TransferStatus {
+    /// Its name.
+    pub transfer: String,
+    /// The sender that is connected now, which brings what is missing; none if nobody does.
+    pub sender: Option<String>,
+    /// At most [`limits::CLONES_MAX`] of its clones.
+    pub clones: Vec<CloneStatus>,
+    /// Clones beyond these.
+    pub more: u32,
+}
+
+/// A clone.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct CloneStatus {
+    /// Its name.
+    pub name: String,
+    /// Its program is still starting it.
+    pub starting: bool,
+    /// It is over.
+    pub over: bool,
+    /// Pages of its memory that are not at the host yet; 0: it depends on nobody.
+    pub missing_pages: u32,
+    /// How it fares, as its program says.
+    pub words: String,
+}
+
+impl HostStatus {
+    pub(super) fn check(&self) -> Result<(), ControlError> {
+        at_most("transfers", self.transfers.len(), limits::VMS_MAX)?;
+        for transfer in &self.transfers {
+            at_most("transfer name", transfer.transfer.len(), limits::NAME_BYTES_MAX)?;
+            let sender = transfer.sender.as_ref().map_or(0, String::len);
+            at_most("sender name", sender, limits::NAME_BYTES_MAX)?;
+            at_most("clones", transfer.clones.len(), limits::CLONES_MAX)?;
+            for clone in &transfer.clones {
+                at_most("clone name", clone.name.len(), limits::NAME_BYTES_MAX)?;
+                at_most("words", clone.words.len(), limits::REASON_BYTES_MAX)?;
+            }
+        }
+        Ok(())
+    }
+}
