@@ -5,8 +5,8 @@ use crate::link::{Link, link};
 use crossbeam_channel::{Sender, TrySendError};
 use net::control::Listener;
 use net::interface::Interface;
-use net::udp::Waker;
-use std::net::SocketAddr;
+use net::udp::{Family, Waker};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use wire::control::measure::Ask;
@@ -126,4 +126,12 @@ async fn converse(control: net::control::Control, peer: String, shared: Arc<Shar
 fn refused(shared: &Shared, peer: &str, reason: &str) {
     // Nobody listens if the service has ended, and not everything has to be told if there is too much of it.
     let _ = shared.out.try_send(Err(format!("{peer}: {reason}")));
+}
+
+/// An address of the interface that others can send to.
+pub(crate) fn address_of(interface: &Interface, family: Family) -> Option<IpAddr> {
+    match family {
+        Family::V4 => interface.v4.first().copied().map(IpAddr::V4),
+        Family::V6 => interface.v6.iter().copied().find(|v6| !v6.is_unicast_link_local()).map(IpAddr::V6),
+    }
 }

@@ -4,7 +4,7 @@ use crate::board::Board;
 use crate::driver::{Driver, Ended, describe};
 use crate::guests::{GuestConfig, GuestError, Guests};
 use crate::link::Link;
-use crate::listen::{Incoming, Shared, listen};
+use crate::listen::{Incoming, Shared, address_of, listen};
 use crate::live::{Live, Lives};
 use crate::store::{Store, StoreError, VmSpec};
 use crossbeam_channel::{Receiver, bounded};
@@ -15,7 +15,7 @@ use net::udp::{Family, UdpReceiver, Waker};
 use pages::VmId;
 use std::collections::VecDeque;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -334,14 +334,6 @@ impl Service {
         let port = if local.ip().to_canonical() == address { sockets.unicast_port() } else { 0 };
         let unicast = SocketAddr::new(address, port);
         Ok((sockets, unicast))
-    }
-}
-
-/// An address of the interface that others can send to.
-fn address_of(interface: &Interface, family: Family) -> Option<IpAddr> {
-    match family {
-        Family::V4 => interface.v4.first().copied().map(IpAddr::V4),
-        Family::V6 => interface.v6.iter().copied().find(|v6| !v6.is_unicast_link_local()).map(IpAddr::V6),
     }
 }
 
