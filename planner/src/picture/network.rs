@@ -1,6 +1,6 @@
 //! The links from the source to the hosts, as wide as what they carry, coloured by how busy they are.
 
-use super::draw::{Drawing, FAINT, INK, bytes, fitted, seconds};
+use super::draw::{Drawing, INK, bytes, fitted, seconds};
 use super::{GAP, WIDTH};
 use crate::network::LinkKind;
 use crate::{Network, Plan};
@@ -15,6 +15,8 @@ const BUSY: [(f64, &str); 4] =
 const FIRST_X: f64 = 190.0;
 const STEP_X: f64 = 150.0;
 const BAR: f64 = 220.0;
+/// Between the hosts of two switches: room for a switch's label.
+const SWITCH_GAP: f64 = 16.0;
 
 /// Where a link ends.
 struct End {
@@ -61,7 +63,8 @@ pub(super) fn draw(drawing: &mut Drawing, plan: &Plan, top: f64) -> f64 {
     for host in 0..shown {
         host_row(drawing, plan, host, &ends[first_host + host], load(first_host + host), (most, whole, row));
     }
-    let bottom = top + shown as f64 * row;
+    let last = ends[first_host..first_host + shown].iter().map(|end| end.y).fold(top, f64::max);
+    let bottom = last + row / 2.0;
     match network.hosts() - shown {
         0 => bottom,
         more => {
@@ -103,8 +106,13 @@ fn ends(network: &Network, first_host: usize, shown: usize, row: f64, top: f64) 
     order.sort_by_key(|&link| (links[link].towards, link));
     let mut ends: Vec<End> =
         (0..links.len()).map(|link| End { x: FIRST_X + STEP_X * depth(link) as f64, y: 0.0 }).collect();
-    for (at, &link) in order.iter().enumerate() {
-        ends[link] = End { x: FIRST_X + STEP_X * (deepest + 1) as f64, y: top + (at as f64 + 0.5) * row };
+    let (mut y, mut switch) = (top + row / 2.0, order.first().and_then(|&link| links[link].towards));
+    for &link in &order {
+        if links[link].towards != switch {
+            (y, switch) = (y + SWITCH_GAP, links[link].towards);
+        }
+        ends[link] = End { x: FIRST_X + STEP_X * (deepest + 1) as f64, y };
+        y += row;
     }
     for link in (0..first_host).rev() {
         let below =
@@ -132,13 +140,15 @@ fn switches(
             LinkKind::RackDown | LinkKind::Host => of.name.clone(),
         };
         drawing.rect([end.x - 5.0, end.y - 12.0, 10.0, 24.0], INK, &name);
-        // Above and below the box, where no line runs.
-        drawing.text_middle(end.x, end.y - 18.0, 11.0, &fitted(&name, 11.0, 90.0), INK);
-        if of.kind != LinkKind::Source {
+        // Above the box, where no line runs.
+        let name = fitted(&name, 11.0, 60.0);
+        let said = if of.kind == LinkKind::Source {
+            name
+        } else {
             let (carried, busy) = load(link);
-            let said = format!("{}, {:.0} %", bytes(carried), busy as f64 * 100.0 / whole);
-            drawing.text_middle(end.x, end.y + 25.0, 10.0, &said, FAINT);
-        }
+            format!("{name}: {}, {:.0} %", bytes(carried), busy as f64 * 100.0 / whole)
+        };
+        drawing.text_middle(end.x, end.y - 17.0, 11.0, &said, INK);
     }
 }
 

@@ -75,6 +75,8 @@ impl Session {
         if self.channels[channel].spec.group.is_none()
             || !self.hosts[host].is_active()
             || block.recalls >= RECALLS_MAX
+            // Others on the group are still getting it: their flight is theirs.
+            || self.in_flight.contains_key(&id)
             || self.window_used + u64::from(block.len) > self.config.window_bytes
         {
             return Way::Whole;

@@ -8,7 +8,7 @@ use super::{BlockParts, ContentRun};
 use crate::page::PAGE_SIZE;
 
 /// Spare capacity of a body, in bytes: who cuts it into symbols of equal length (`fec`) pads it without a copy.
-const PADDING_ROOM: usize = 2048;
+pub(super) const PADDING_ROOM: usize = 2048;
 
 /// The longest body that so many contents, content runs and uniform runs can take, in bytes. Most take far
 /// less, see [`encode_block`].
