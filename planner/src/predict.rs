@@ -9,6 +9,7 @@ use crate::network::{Crossed, Network};
 use crate::schedule::{Channel, Schedule, SegmentWeight};
 
 pub use overhead::Overhead;
+pub(crate) use overhead::power;
 
 /// Predicted bytes and times.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -91,7 +91,7 @@ fn expected(loss_ppm: u32, receivers: usize) -> u64 {
     let mut expected = 0.0;
     for _ in 0..BLOCK_SYMBOLS * 64 {
         // The chance that some receiver is not done before this symbol.
-        let open = 1.0 - power(probability[BLOCK_SYMBOLS], receivers);
+        let open = 1.0 - power(probability[BLOCK_SYMBOLS], receivers as u64);
         if open < 1e-9 {
             break;
         }
@@ -106,7 +106,7 @@ fn expected(loss_ppm: u32, receivers: usize) -> u64 {
 }
 
 /// By squaring: the same on every machine, which `powi` is not.
-fn power(base: f64, mut exponent: usize) -> f64 {
+pub(crate) fn power(base: f64, mut exponent: u64) -> f64 {
     let (mut result, mut square) = (1.0, base);
     while exponent > 0 {
         if exponent & 1 == 1 {

@@ -1,5 +1,6 @@
 //! Symbols lost on the way to hosts, block by block.
 
+use crate::predict::power;
 use crate::rng::Rng;
 
 /// Blocks of a unit whose losses are drawn; the unit's other blocks are taken to fare like these.
@@ -35,18 +36,6 @@ pub(super) fn lost(rng: &mut Rng, symbols: u64, ppm: u32) -> u64 {
 /// From 0 to below 1.
 fn uniform(rng: &mut Rng) -> f64 {
     (rng.next() >> 11) as f64 / (1u64 << 53) as f64
-}
-
-fn power(base: f64, mut exponent: u64) -> f64 {
-    let (mut result, mut square) = (1.0, base);
-    while exponent > 0 {
-        if exponent & 1 == 1 {
-            result *= square;
-        }
-        square *= square;
-        exponent >>= 1;
-    }
-    result
 }
 
 #[cfg(test)]
