@@ -8,6 +8,7 @@
 
 mod clone;
 mod delivery;
+mod doctor;
 mod failures;
 mod fleet;
 mod images;

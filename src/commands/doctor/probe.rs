@@ -98,7 +98,8 @@ fn kinds(full: usize) -> [Kind; 3] {
             count: 8,
             bytes: full,
             gso: false,
-            remedy: "some link on the way has a smaller MTU: send with --symbol-size 1424 (1500), or raise it everywhere",
+            remedy: "some link on the way has a smaller MTU: raise it, or send shorter datagrams (--symbol-size 1424 fits an MTU \
+                     of 1500, 1200 one of 1280)",
         },
         Kind {
             check: "multicast-gso",
