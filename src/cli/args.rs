@@ -1,6 +1,6 @@
 //! The flags of each command.
 
-use super::clones::LaunchKind;
+use super::clones::{LaunchKind, Programs};
 pub(crate) use super::planning::{Measure, Plan, Simulate};
 
 use super::parse::{self, EncodingChoice, Rate, SymbolSize};
@@ -148,6 +148,8 @@ pub(crate) struct Receive {
     /// What senders may have started here (`scatter clone`); may be given more than once. Default: nothing
     #[arg(long, value_enum, value_name = "KIND")]
     pub(crate) launch: Vec<LaunchKind>,
+    #[command(flatten)]
+    pub(crate) programs: Programs,
     /// Finished images of other transfers may be replaced
     #[arg(long)]
     pub(crate) replace: bool,

@@ -3,7 +3,7 @@
 use super::args::Send;
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Clones running VMs: each starts at its host while its memory still arrives
 #[derive(Args, Debug)]
@@ -74,4 +74,46 @@ pub(crate) struct Microvm {
 pub(crate) enum LaunchKind {
     /// The project's own micro-VM on KVM, in this process: for trials
     Microvm,
+    /// Firecracker
+    Firecracker,
+}
+
+impl LaunchKind {
+    /// As it is given.
+    pub(crate) fn name(self) -> String {
+        self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+}
+
+/// The programs that run clones, and what is this host's own: `[programs]` in the configuration file.
+#[derive(Args, Deserialize, Clone, Default, Debug)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct Programs {
+    /// Firecracker's binary, for `--launch firecracker`. Default: `firecracker` in PATH
+    #[arg(long, value_name = "FILE", env = "SCATTER_FIRECRACKER")]
+    pub(crate) firecracker: Option<PathBuf>,
+    /// Directory in which clones that are processes of their own have a folder each: API socket, console, log. Its path must be
+    /// short. Default: clones, in the store
+    #[arg(long, value_name = "DIR")]
+    pub(crate) clones: Option<PathBuf>,
+    /// Tap device of a clone's network interface: {slot} is the smallest number that no other clone here has, from 0, {iface} the
+    /// interface's id. Default: as in the snapshot
+    #[arg(long, value_name = "NAME")]
+    pub(crate) tap: Option<String>,
+}
+
+impl Programs {
+    /// What was given as flags, else what the file has; its relative paths start at `base`.
+    pub(crate) fn or(self, file: Self, base: &Path) -> Self {
+        let beside = |path: Option<PathBuf>| path.map(|path| base.join(path));
+        // A bare name is one to look up, not a file beside.
+        let program = |path: Option<PathBuf>| {
+            path.map(|path| if path.components().count() == 1 { path } else { base.join(path) })
+        };
+        Self {
+            firecracker: self.firecracker.or(program(file.firecracker)),
+            clones: self.clones.or(beside(file.clones)),
+            tap: self.tap.or(file.tap),
+        }
+    }
 }

@@ -4,6 +4,7 @@ pub(crate) mod answers;
 pub(crate) mod demo;
 pub(crate) mod doctor;
 pub(crate) mod keys;
+mod launchers;
 pub(crate) mod measure;
 pub(crate) mod microvm;
 pub(crate) mod plan;

@@ -1,14 +1,14 @@
 //! `scatter receive`: the process on a target host.
 
 use crate::cli::args::Receive;
-use crate::cli::clones::LaunchKind;
+use crate::cli::clones::{LaunchKind, Programs};
 use crate::cli::exit::{Coded, Exit, Failure, Outcome};
-use crate::commands::{load_keys, read_text};
+use crate::commands::{launchers, load_keys, read_text};
 use crate::{interrupt, units};
 use anyhow::Context;
 use net::Interface;
 use receiver::driver::Ended;
-use receiver::guests::{GuestConfig, Launch};
+use receiver::guests::GuestConfig;
 use receiver::service::{Service, ServiceConfig, ServiceError, ServiceEvent};
 use serde::Deserialize;
 use std::io::{Read, Write};
@@ -39,6 +39,8 @@ struct File {
     keys: Option<PathBuf>,
     #[serde(default)]
     launch: Vec<LaunchKind>,
+    #[serde(default)]
+    programs: Programs,
     #[serde(default)]
     replace: bool,
     #[serde(default)]
@@ -91,33 +93,27 @@ fn configure(args: &Receive) -> Outcome<ServiceConfig> {
     let interface = interface.map(|wanted| Interface::find(&wanted)).transpose().or_exit(Exit::System)?;
     let workers = args.workers.or(file.workers).unwrap_or_else(|| super::threads(None).min(WORKERS_MAX));
     let listen = args.listen.or(file.listen);
+    let base = args.config.as_deref().and_then(Path::parent).unwrap_or(Path::new(""));
+    let programs = args.programs.clone().or(file.programs, base);
+    let store = args.store.clone().or(file.store).unwrap_or_else(|| PathBuf::from("store"));
     let kinds = if args.launch.is_empty() { file.launch } else { args.launch.clone() };
     Ok(ServiceConfig {
         name,
         listen: listen.unwrap_or_else(|| LISTEN.parse().expect("a constant address")),
         interface,
-        store: args.store.clone().or(file.store).unwrap_or_else(|| PathBuf::from("store")),
+        guests: GuestConfig {
+            launchers: launchers::launchers(&kinds, &programs, &store)?,
+            ..GuestConfig::default()
+        },
+        store,
         identity: Arc::new(identity),
         rcvbuf_bytes: args.rcvbuf.or(file.rcvbuf).unwrap_or(RCVBUF_BYTES),
         workers: workers.max(1),
         replace: args.replace || file.replace,
         once: args.once || file.once,
         measurable: if args.measure.is_empty() { file.measure } else { args.measure.clone() },
-        guests: GuestConfig { launchers: launchers(&kinds)?, ..GuestConfig::default() },
         orphan_timeout: ORPHAN_TIMEOUT,
     })
-}
-
-/// The programs that this host may start for senders.
-fn launchers(kinds: &[LaunchKind]) -> Outcome<Vec<Arc<dyn Launch>>> {
-    let launcher = |kind: &LaunchKind| match kind {
-        LaunchKind::Microvm => {
-            let made = receiver::guests::MicroVms::new();
-            made.map(|made| Arc::new(made) as Arc<dyn Launch>)
-                .map_err(|reason| Failure::new(Exit::System, format!("--launch microvm: {reason}")))
-        }
-    };
-    kinds.iter().map(launcher).collect()
 }
 
 /// Reads the configuration; its relative paths start at the file.

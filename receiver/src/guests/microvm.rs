@@ -1,5 +1,6 @@
 //! Clones of the project's own micro-VM ([`vmm::microvm`]): for trials and tests, in this process.
 
+use super::words::{LOOK, figures, words};
 use super::{CloneSpec, Launch, Ward};
 use nix::sys::stat::fstat;
 use std::sync::Arc;
@@ -8,15 +9,11 @@ use vmm::lazy::LazyImage;
 use vmm::memory::GuestMemory;
 use vmm::microvm::{Identity, MicroVm, Report, VmState, available};
 use vmm::uffd::{
-    Attachment, Backing, FaultStats, Guard, Histogram, PageServer, Region, ServedVm, Uffd, VmStatus,
-    private_views_are_safe,
+    Attachment, Backing, Guard, PageServer, Region, ServedVm, Uffd, VmStatus, private_views_are_safe,
 };
-use wire::control::FaultFigures;
 
-/// How often a clone that has just been resumed is looked at …
+/// How often a clone that has just been resumed is looked at.
 const GLANCE: Duration = Duration::from_millis(1);
-/// … and one that runs.
-const LOOK: Duration = Duration::from_millis(50);
 /// The first instruction may wait for the network.
 const FIRST_EXIT_MAX: Duration = Duration::from_secs(30);
 
@@ -146,27 +143,4 @@ fn status(vm: &MicroVm) -> String {
         Some(number) => format!("tick {number}, {} wrong pages", console.bad_reports()),
         None => "no tick yet".to_owned(),
     }
-}
-
-fn figures(stats: &FaultStats) -> FaultFigures {
-    let mut waited = Histogram::default();
-    for part in [&stats.by_block, &stats.by_sender, &stats.by_peer] {
-        waited.merge(part);
-    }
-    let quantile = |share| {
-        let us = waited.quantile(share).map_or(0, |time| time.as_micros());
-        u32::try_from(us).unwrap_or(u32::MAX)
-    };
-    FaultFigures {
-        here: stats.here.count(),
-        block: stats.by_block.count(),
-        sender: stats.by_sender.count(),
-        peer: stats.by_peer.count(),
-        waited_p50_us: quantile(0.5),
-        waited_p99_us: quantile(0.99),
-    }
-}
-
-fn words(error: &dyn std::error::Error) -> String {
-    crate::driver::describe(error)
 }

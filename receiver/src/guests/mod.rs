@@ -9,11 +9,15 @@
 
 mod attachments;
 mod clone;
+mod firecracker;
 mod launch;
 #[cfg(target_arch = "x86_64")]
 mod microvm;
+mod places;
 mod wants;
+mod words;
 
+pub use firecracker::{FirecrackerConfig, Firecrackers};
 pub use launch::{CloneSpec, Launch, Ward};
 #[cfg(target_arch = "x86_64")]
 pub use microvm::MicroVms;

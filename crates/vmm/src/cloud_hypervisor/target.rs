@@ -15,6 +15,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command as Process, Stdio};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -128,6 +129,8 @@ pub fn start(image: &Arc<LazyImage>, config: &CloneConfig) -> Result<Clone, Clou
         .arg(format!("path={}", socket.display()))
         // With it, each error it makes reads the current folder, for which its system-call filter kills it.
         .env_remove("RUST_BACKTRACE")
+        // A signal to our terminal or group is not for it.
+        .process_group(0)
         .stdin(Stdio::null())
         .stdout(console.try_clone().map_err(migration("make its log"))?)
         .stderr(console)

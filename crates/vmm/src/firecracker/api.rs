@@ -65,6 +65,15 @@ impl Api {
         self.request("PATCH", "/vm", Some(&json!({ "state": "Resumed" }))).map(drop)
     }
 
+    /// Replaces what the VM's metadata service tells its guest.
+    ///
+    /// # Errors
+    ///
+    /// As [`pause`](Self::pause).
+    pub fn put_metadata(&self, metadata: &Value) -> Result<(), FirecrackerError> {
+        self.request("PUT", "/mmds", Some(metadata)).map(drop)
+    }
+
     /// Writes a snapshot of the paused VM.
     ///
     /// # Errors

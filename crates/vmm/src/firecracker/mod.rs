@@ -9,12 +9,14 @@
 //! Firecracker is needed. docs/firecracker.md has versions and traps.
 
 mod api;
+mod devices;
 mod handshake;
 mod restore;
 mod snapshot;
 mod version;
 
 pub use api::{Api, SnapshotKind};
+pub use devices::Devices;
 pub use handshake::{Introduction, accept};
 pub use restore::{
     CONSOLE, Clone, CloneConfig, NetworkOverride, binary_version, check, start, tells_removed_pages,

@@ -7,6 +7,7 @@ use crate::uffd::{Attachment, Guard, PageServer, PidFd, ServedVm, UffdError, VmS
 use serde_json::{Value, json};
 use std::fs::File;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
@@ -222,6 +223,8 @@ fn spawn(config: &CloneConfig) -> Result<Child, FirecrackerError> {
         .arg(&config.id)
         .arg("--api-sock")
         .arg(config.dir.join(API_SOCKET))
+        // A signal to our terminal or group is not for it.
+        .process_group(0)
         .stdin(Stdio::null())
         .stdout(console)
         .stderr(errors)

@@ -1,0 +1,38 @@
+//! The programs that a host may start for senders: a kind, what it needs, and what of it is configured.
+
+use crate::cli::clones::{LaunchKind, Programs};
+use crate::cli::exit::{Exit, Failure, Outcome};
+use receiver::guests::{FirecrackerConfig, Firecrackers, Launch, MicroVms};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Folder of clones' folders in the store, if nothing else is said.
+const CLONES: &str = "clones";
+
+/// A launcher for each kind that is allowed.
+pub(super) fn launchers(
+    kinds: &[LaunchKind],
+    programs: &Programs,
+    store: &Path,
+) -> Outcome<Vec<Arc<dyn Launch>>> {
+    let clones = programs.clones.clone().unwrap_or_else(|| store.join(CLONES));
+    let launcher = |kind: &LaunchKind| {
+        launcher(*kind, programs, &clones)
+            .map_err(|reason| Failure::new(Exit::System, format!("--launch {}: {reason}", kind.name())))
+    };
+    kinds.iter().map(launcher).collect()
+}
+
+/// The one place where a kind becomes a program. `clones` is where processes of clones have their folders.
+fn launcher(kind: LaunchKind, programs: &Programs, clones: &Path) -> Result<Arc<dyn Launch>, String> {
+    // A name alone is looked up in PATH.
+    let binary = |given: &Option<PathBuf>, name: &str| given.clone().unwrap_or_else(|| name.into());
+    Ok(match kind {
+        LaunchKind::Microvm => Arc::new(MicroVms::new()?),
+        LaunchKind::Firecracker => Arc::new(Firecrackers::new(FirecrackerConfig {
+            binary: binary(&programs.firecracker, "firecracker"),
+            clones: clones.to_owned(),
+            tap: programs.tap.clone(),
+        })?),
+    })
+}
