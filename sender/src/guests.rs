@@ -69,6 +69,8 @@ pub struct CloneOutcome {
     pub ended: bool,
     /// Its page faults, as last told.
     pub faults: FaultFigures,
+    /// How it runs, in its host's words, as last told.
+    pub words: String,
 }
 
 /// The clones of a transfer, by number.
@@ -87,6 +89,7 @@ impl Clones {
                 failed: None,
                 ended: false,
                 faults: FaultFigures::default(),
+                words: String::new(),
             })
         });
         Self(clones.collect())
@@ -103,6 +106,7 @@ impl Clones {
         let clone = usize::try_from(report.clone).ok().and_then(|clone| self.0.get_mut(clone));
         let Some(clone) = clone.filter(|clone| clone.host == host) else { return false };
         clone.faults = report.faults;
+        clone.words = report.words;
         match report.state {
             GuestState::Running => {
                 clone.running.get_or_insert(now);

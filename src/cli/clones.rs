@@ -76,6 +76,8 @@ pub(crate) enum LaunchKind {
     Microvm,
     /// Firecracker
     Firecracker,
+    /// Stock QEMU, with the machines of --qemu
+    Qemu,
 }
 
 impl LaunchKind {
@@ -100,6 +102,9 @@ pub(crate) struct Programs {
     /// interface's id. Default: as in the snapshot
     #[arg(long, value_name = "NAME")]
     pub(crate) tap: Option<String>,
+    /// File of machines for `--launch qemu` (TOML, or JSON if it ends in .json; docs/qemu.md); may be given more than once
+    #[arg(long, value_name = "FILE")]
+    pub(crate) qemu: Vec<PathBuf>,
 }
 
 impl Programs {
@@ -114,6 +119,11 @@ impl Programs {
             firecracker: self.firecracker.or(program(file.firecracker)),
             clones: self.clones.or(beside(file.clones)),
             tap: self.tap.or(file.tap),
+            qemu: if self.qemu.is_empty() {
+                file.qemu.into_iter().map(|path| base.join(path)).collect()
+            } else {
+                self.qemu
+            },
         }
     }
 }

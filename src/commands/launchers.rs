@@ -2,7 +2,8 @@
 
 use crate::cli::clones::{LaunchKind, Programs};
 use crate::cli::exit::{Exit, Failure, Outcome};
-use receiver::guests::{FirecrackerConfig, Firecrackers, Launch, MicroVms};
+use receiver::guests::{FirecrackerConfig, Firecrackers, Launch, MicroVms, QemuMachine, Qemus};
+use serde::Deserialize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,15 +17,43 @@ pub(super) fn launchers(
     store: &Path,
 ) -> Outcome<Vec<Arc<dyn Launch>>> {
     let clones = programs.clones.clone().unwrap_or_else(|| store.join(CLONES));
+    let machines = machines(&programs.qemu)?;
     let launcher = |kind: &LaunchKind| {
-        launcher(*kind, programs, &clones)
+        launcher(*kind, programs, &machines, &clones)
             .map_err(|reason| Failure::new(Exit::System, format!("--launch {}: {reason}", kind.name())))
     };
     kinds.iter().map(launcher).collect()
 }
 
+/// A file of `--qemu`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Machines {
+    qemu: Vec<QemuMachine>,
+}
+
+/// The machines of these files. Relative paths of disks start at the file that names them.
+fn machines(files: &[PathBuf]) -> Outcome<Vec<QemuMachine>> {
+    let mut machines = Vec::new();
+    for path in files {
+        let base = path.parent().unwrap_or(Path::new(""));
+        for mut machine in super::receive::parse::<Machines>(path)?.qemu {
+            if let Some(disk) = &mut machine.disk {
+                disk.file = base.join(&disk.file);
+            }
+            machines.push(machine);
+        }
+    }
+    Ok(machines)
+}
+
 /// The one place where a kind becomes a program. `clones` is where processes of clones have their folders.
-fn launcher(kind: LaunchKind, programs: &Programs, clones: &Path) -> Result<Arc<dyn Launch>, String> {
+fn launcher(
+    kind: LaunchKind,
+    programs: &Programs,
+    machines: &[QemuMachine],
+    clones: &Path,
+) -> Result<Arc<dyn Launch>, String> {
     // A name alone is looked up in PATH.
     let binary = |given: &Option<PathBuf>, name: &str| given.clone().unwrap_or_else(|| name.into());
     Ok(match kind {
@@ -34,5 +63,6 @@ fn launcher(kind: LaunchKind, programs: &Programs, clones: &Path) -> Result<Arc<
             clones: clones.to_owned(),
             tap: programs.tap.clone(),
         })?),
+        LaunchKind::Qemu => Arc::new(Qemus::new(machines, clones)?),
     })
 }

@@ -116,17 +116,21 @@ fn configure(args: &Receive) -> Outcome<ServiceConfig> {
     })
 }
 
-/// Reads the configuration; its relative paths start at the file.
-fn read_file(path: &Path) -> Outcome<File> {
+/// Reads a file of settings, TOML or JSON.
+pub(super) fn parse<T: serde::de::DeserializeOwned>(path: &Path) -> Outcome<T> {
     let text = read_text(path)?;
     let json = path.extension().is_some_and(|extension| extension == "json");
-    let parsed: anyhow::Result<File> = if json {
+    let parsed: anyhow::Result<T> = if json {
         serde_json::from_str(&text).map_err(Into::into)
     } else {
         toml::from_str(&text).map_err(Into::into)
     };
-    let mut file =
-        parsed.with_context(|| format!("configuration {}", path.display())).or_exit(Exit::Input)?;
+    parsed.with_context(|| format!("configuration {}", path.display())).or_exit(Exit::Input)
+}
+
+/// Reads the configuration; its relative paths start at the file.
+fn read_file(path: &Path) -> Outcome<File> {
+    let mut file: File = parse(path)?;
     let base = path.parent().unwrap_or(Path::new(""));
     for path in [&mut file.store, &mut file.keys].into_iter().flatten().chain(&mut file.measure) {
         *path = base.join(&*path);

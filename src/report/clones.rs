@@ -54,6 +54,9 @@ pub(crate) struct CloneReport {
     pub(crate) first_instruction_s: Option<f64>,
     /// When it had all of its memory.
     pub(crate) independent_s: Option<f64>,
+    /// How it runs, in its host's words: what its memory shares, where its monitor is.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(crate) how: String,
     /// Why it could not start, or was ended.
     pub(crate) failed: Option<String>,
     /// It ended by itself.

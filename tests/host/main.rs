@@ -15,5 +15,6 @@ mod images;
 mod links;
 mod planned;
 mod process;
+mod qemu;
 mod rate;
 mod resume;

@@ -149,6 +149,7 @@ fn to_sender() -> Vec<ToSender> {
         ToSender::ProbeResult(ProbeResult { intact: 99, interface: "eth0".into(), ..ProbeResult::default() }),
         ToSender::Want(Want { vm: 1, pages: vec![0, 1], ahead: vec![PageRange { first: 1, count: 1 }] }),
         ToSender::Guest(GuestReport {
+            words: "private memory".into(),
             clone: 1,
             state: GuestState::Failed { reason: "no KVM".into() },
             faults: FaultFigures { here: 5, waited_p99_us: 900, ..FaultFigures::default() },

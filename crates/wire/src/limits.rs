@@ -24,6 +24,8 @@ pub const RANGES_MAX: usize = 4096;
 pub const RANGED_BLOCKS_MAX: usize = 1 << 22;
 /// Blocks of a session, terabytes of memory: ids are below it, which bounds a set of them to 2 MiB.
 pub const BLOCKS_MAX: u64 = 1 << 24;
+/// Bytes of a guest's fingerprint: what its hypervisor is, CPU features and RAM blocks included.
+pub const FINGERPRINT_BYTES_MAX: usize = 16 << 10;
 /// Attachments of a VM.
 pub const ATTACHMENTS_MAX: usize = 8;
 /// Bytes of an attachment, decompressed.

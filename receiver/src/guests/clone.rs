@@ -5,7 +5,7 @@ use crossbeam_channel::Sender;
 use net::udp::Waker;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use wire::control::{GuestReport, GuestState, ToSender};
+use wire::control::{self, GuestReport, GuestState, ToSender};
 
 /// A clone of this host.
 pub(super) struct Clone {
@@ -31,7 +31,8 @@ pub(super) enum Event {
 
 /// News of a clone.
 pub(super) fn report(clone: &Clone, state: GuestState) -> ToSender {
-    ToSender::Guest(GuestReport { clone: clone.number, state, faults: clone.ward.faults() })
+    let words = control::reason(&clone.ward.status());
+    ToSender::Guest(GuestReport { clone: clone.number, state, faults: clone.ward.faults(), words })
 }
 
 /// Starts a clone on a thread of its own.

@@ -38,6 +38,13 @@ pub trait Launch: Send + Sync {
     /// Why not, in words.
     fn check(&self, fingerprint: &str, attachments: &[&str]) -> Result<(), String>;
 
+    /// A clone was accepted and its device state is on its way: time to start what waits for it. `spec` has no attachments yet.
+    /// Must return at once; [`Launch::run`] follows, or [`Launch::abandon`].
+    fn prepare(&self, _fingerprint: &str, _spec: &CloneSpec) {}
+
+    /// A clone that was prepared will not be run.
+    fn abandon(&self, _spec: &CloneSpec) {}
+
     /// Runs the clone on the calling thread until it ends, [`Ward::is_stopped`] says so, or its image is lost. Calls
     /// [`Ward::running`] at its first instruction.
     ///

@@ -14,6 +14,7 @@ mod launch;
 #[cfg(target_arch = "x86_64")]
 mod microvm;
 mod places;
+mod qemu;
 mod wants;
 mod words;
 
@@ -21,6 +22,7 @@ pub use firecracker::{FirecrackerConfig, Firecrackers};
 pub use launch::{CloneSpec, Launch, Ward};
 #[cfg(target_arch = "x86_64")]
 pub use microvm::MicroVms;
+pub use qemu::{BaseDisk, MemoryKind, QemuMachine, Qemus};
 pub use wants::PrePaging;
 
 use crate::store::{Intake, StoreError};
@@ -96,6 +98,31 @@ struct GuestVm {
     clones: Vec<Clone>,
 }
 
+impl GuestVm {
+    fn spec(&self, offer: &CloneOffer, attachments: &Arc<[(String, Vec<u8>)]>) -> CloneSpec {
+        CloneSpec {
+            clone: offer.clone,
+            name: offer.name.clone(),
+            image: Arc::clone(&self.image),
+            attachments: Arc::clone(attachments),
+        }
+    }
+
+    /// Each clone while its attachments are not here.
+    fn early_specs(&self) -> impl Iterator<Item = CloneSpec> {
+        let none: Arc<[(String, Vec<u8>)]> = Arc::new([]);
+        self.offer.clones.iter().map(move |offer| self.spec(offer, &none))
+    }
+}
+
+impl Drop for GuestVm {
+    fn drop(&mut self) {
+        if self.clones.is_empty() {
+            self.early_specs().for_each(|spec| self.launcher.abandon(&spec));
+        }
+    }
+}
+
 /// See the module's text.
 pub struct Guests {
     vms: Vec<GuestVm>,
@@ -148,14 +175,16 @@ impl Guests {
             }
             let wake = Arc::clone(waker);
             image.on_demand(move || wake.wake());
-            vms.push(GuestVm {
+            let vm = GuestVm {
                 offer: offer.clone(),
                 attachments: Attachments::new(&offer.attachments),
                 wants: Wants::new(offer.vm, image.page_count(), config.pre_paging),
                 launcher: launcher(offer, config)?,
                 image,
                 clones: Vec::new(),
-            });
+            };
+            vm.early_specs().for_each(|spec| vm.launcher.prepare(&offer.fingerprint, &spec));
+            vms.push(vm);
         }
         Ok(Self {
             vms,
@@ -299,15 +328,10 @@ impl Guests {
             }
             let Some(attachments) = vm.attachments.all() else { continue };
             let attachments: Arc<[(String, Vec<u8>)]> = attachments.into();
-            for offer in &vm.offer.clones {
-                let spec = CloneSpec {
-                    clone: offer.clone,
-                    name: offer.name.clone(),
-                    image: Arc::clone(&vm.image),
-                    attachments: Arc::clone(&attachments),
-                };
-                vm.clones.push(start(spec, &vm.launcher, &self.out, &self.waker));
-            }
+            let specs: Vec<CloneSpec> =
+                vm.offer.clones.iter().map(|offer| vm.spec(offer, &attachments)).collect();
+            let started = specs.into_iter().map(|spec| start(spec, &vm.launcher, &self.out, &self.waker));
+            vm.clones = started.collect();
         }
     }
 

@@ -10,6 +10,7 @@ use sender::driver;
 use sender::guests::{CloneOutcome, GuestInput};
 use std::path::Path;
 use std::time::Duration;
+use vmm::qemu::DeviceState;
 
 /// The guests of a plan.
 pub(super) fn guests(plan: &Plan, file: &Path) -> Outcome<Vec<GuestInput>> {
@@ -26,11 +27,12 @@ pub(super) fn guests(plan: &Plan, file: &Path) -> Outcome<Vec<GuestInput>> {
             let at = plan.hosts[usize::from(*host)].name.as_str();
             (1..=*count).map(move |number| (usize::from(*host), format!("{}-{at}-{number}", planned.name)))
         });
+        let attachments: Vec<(String, Vec<u8>)> = attachments.collect::<Outcome<_>>()?;
         guests.push(GuestInput {
             vm,
             kind: launch.kind.clone(),
-            fingerprint: launch.fingerprint.clone(),
-            attachments: attachments.collect::<Outcome<_>>()?,
+            fingerprint: fingerprint(&planned.name, launch, &attachments)?,
+            attachments,
             clones: clones.collect(),
         });
     }
@@ -41,6 +43,18 @@ pub(super) fn guests(plan: &Plan, file: &Path) -> Outcome<Vec<GuestInput>> {
     }
     sender::guests::check(&guests).or_exit(Exit::Input)?;
     Ok(guests)
+}
+
+/// What hosts are asked before anything is sent: what the plan says, else what the device state itself does.
+fn fingerprint(vm: &str, launch: &planner::Launch, attachments: &[(String, Vec<u8>)]) -> Outcome<String> {
+    if launch.kind != "qemu" || !launch.fingerprint.is_empty() {
+        return Ok(launch.fingerprint.clone());
+    }
+    let state = attachments.iter().find(|(name, _)| name == "state");
+    let state = state.with_context(|| format!("VM {vm}: kind qemu needs the attachment `state`"));
+    let (_, state) = state.or_exit(Exit::Input)?;
+    let state = DeviceState::decode(state).with_context(|| format!("VM {vm}: attachment state"));
+    Ok(state.or_exit(Exit::Input)?.offer())
 }
 
 /// What became of the clones; times from the start of the command, `prepare` before the transfer included.
@@ -65,6 +79,7 @@ pub(super) fn report(plan: &Plan, outcome: &driver::Outcome, prepare: Duration) 
         host: plan.hosts[clone.host].name.clone(),
         first_instruction_s: clone.running.map(|at| (prepare + at).as_secs_f64()),
         independent_s: clone.complete.map(|at| (prepare + at).as_secs_f64()),
+        how: clone.words.clone(),
         failed: clone.failed.clone(),
         ended: clone.ended,
         faults_here: clone.faults.here,

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 /// How long a QEMU may take to listen on its monitor.
@@ -181,13 +181,18 @@ impl Vm {
         &self.dir
     }
 
+    /// How its process ended; `None` while it runs, and for one that was released.
+    pub fn exit_status(&mut self) -> Option<ExitStatus> {
+        self.child.as_mut().and_then(|child| child.try_wait().ok().flatten())
+    }
+
     /// Fails if it has ended, with what it said.
     ///
     /// # Errors
     ///
     /// [`QemuError::Ended`].
     pub fn check(&mut self) -> Result<(), QemuError> {
-        match self.child.as_mut().and_then(|child| child.try_wait().ok().flatten()) {
+        match self.exit_status() {
             Some(status) => Err(ended(&self.program, &status.to_string(), &self.dir.join("qemu.log"))),
             None => Ok(()),
         }

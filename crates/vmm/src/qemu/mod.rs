@@ -23,7 +23,7 @@ mod state;
 pub mod stream;
 
 pub use capture::{CaptureOptions, Captured, Way, capture};
-pub use emit::{EmitMode, EmitOptions, EmitReport, Emitter};
+pub use emit::{EmitFaults, EmitMode, EmitOptions, EmitProgress, EmitReport, Emitter};
 pub use error::QemuError;
 pub use launch::{Identity, Launch, Vm};
 pub use qmp::{Qmp, QmpError, QmpEvent};

@@ -23,6 +23,9 @@ pub enum StateError {
     /// Lengths that do not fit.
     #[error("the device state's {0} is damaged or cut off")]
     Damaged(&'static str),
+    /// What was offered is no fingerprint of a QEMU.
+    #[error("the offer's fingerprint is none of a QEMU's VM")]
+    Offer,
     /// The list of blocks contradicts itself.
     #[error("the device state's RAM block {0} is damaged")]
     Block(String),
@@ -67,6 +70,29 @@ impl DeviceState {
     #[must_use]
     pub fn page_count(&self) -> u32 {
         self.blocks.iter().map(|block| block.page_range().end).max().unwrap_or(0)
+    }
+
+    /// What hosts are told of this VM before anything is sent, for [`Fingerprint::of_offer`]: the fingerprint with the RAM
+    /// blocks that travel, as JSON of some KiB.
+    ///
+    /// # Panics
+    ///
+    /// Never: names and numbers are JSON.
+    #[must_use]
+    pub fn offer(&self) -> String {
+        let row = |block: &Block| RamBlockRow {
+            id: block.id.clone(),
+            page_size: block.page_size,
+            used: block.len,
+            max: block.len,
+        };
+        // What the source's QEMU could do beside is of no use elsewhere.
+        let offer = Fingerprint {
+            blocks: self.blocks.iter().map(row).collect(),
+            capabilities: Vec::new(),
+            ..self.fingerprint.clone()
+        };
+        serde_json::to_string(&offer).expect("names and numbers are JSON")
     }
 
     /// The state as bytes; see the type's text.

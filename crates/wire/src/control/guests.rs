@@ -112,6 +112,9 @@ pub struct GuestReport {
     pub state: GuestState,
     /// Its page faults so far.
     pub faults: FaultFigures,
+    /// How it runs, in its program's words: what its memory shares, where its monitor is. May be empty; at most
+    /// [`limits::REASON_BYTES_MAX`].
+    pub words: String,
 }
 
 /// Page faults of a guest, and what they waited for. All zero where its program does not count.
@@ -142,7 +145,7 @@ impl FaultFigures {
 impl GuestOffer {
     pub(super) fn check(&self) -> Result<(), ControlError> {
         at_most("guest kind", self.kind.len(), limits::NAME_BYTES_MAX)?;
-        at_most("fingerprint", self.fingerprint.len(), limits::REASON_BYTES_MAX)?;
+        at_most("fingerprint", self.fingerprint.len(), limits::FINGERPRINT_BYTES_MAX)?;
         at_most("attachments", self.attachments.len(), limits::ATTACHMENTS_MAX)?;
         for attachment in &self.attachments {
             at_most("attachment name", attachment.name.len(), limits::NAME_BYTES_MAX)?;
@@ -166,6 +169,7 @@ impl Want {
 
 impl GuestReport {
     pub(super) fn check(&self) -> Result<(), ControlError> {
+        at_most("words", self.words.len(), limits::REASON_BYTES_MAX)?;
         match &self.state {
             GuestState::Failed { reason } => at_most("reason", reason.len(), limits::REASON_BYTES_MAX),
             _ => Ok(()),

@@ -21,6 +21,8 @@ const BATCH_BYTES: usize = 64 << 10;
 const SOCKET_BYTES: usize = 128 << 10;
 /// How often the flags from outside are looked at while nothing happens.
 const POLL_MS: u16 = 50;
+/// How often page faults are told to whoever looks at the progress.
+const TELL_EVERY: Duration = Duration::from_millis(100);
 /// A guest that has asked for nothing for so long has what it needs to go on.
 const QUIET_MS: u16 = 3;
 /// Most bytes of answers that are held: a bitmap and what is around it.
@@ -65,6 +67,8 @@ pub(super) struct Driver {
     holds_back: bool,
     /// When the guest last asked for a page.
     asked: Instant,
+    /// When its faults were last told.
+    told: Instant,
 }
 
 impl Driver {
@@ -100,6 +104,7 @@ impl Driver {
             hold_back: Duration::ZERO,
             holds_back: false,
             asked: now,
+            told: now,
         })
     }
 
@@ -164,6 +169,7 @@ impl Driver {
                 queue.write(&mut self.out, BATCH_BYTES, background);
                 self.progress.sent.store(queue.counts.pages + queue.counts.zero_pages, Relaxed);
                 if self.out.is_empty() && queue.is_done() {
+                    self.progress.set_faults(&queue.faults);
                     return Ok(());
                 }
             }
@@ -171,6 +177,14 @@ impl Driver {
             // image says when they will not come.
             self.turn(!self.out.is_empty())?;
             self.judge_holding();
+            self.tell_faults();
+        }
+    }
+
+    fn tell_faults(&mut self) {
+        if self.told.elapsed() >= TELL_EVERY {
+            self.told = Instant::now();
+            self.progress.set_faults(&self.queue.as_ref().expect("scripts make it first").faults);
         }
     }
 

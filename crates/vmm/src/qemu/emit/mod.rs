@@ -20,13 +20,14 @@ use super::error::QemuError;
 use super::qmp::Qmp;
 use super::state::{DeviceState, StateError};
 use crate::lazy::LazyImage;
+use crate::uffd::Histogram;
 use drive::Driver;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -93,6 +94,21 @@ pub struct EmitReport {
     pub complete_after: Duration,
 }
 
+/// Page faults of a guest, by what they waited for.
+#[derive(Clone, Default, PartialEq, Eq, Debug)]
+pub struct EmitFaults {
+    /// On pages that were here when QEMU asked for them.
+    pub here: u64,
+    /// On pages that a block brought while it waited.
+    pub by_block: u64,
+    /// … that the sender answered.
+    pub by_sender: u64,
+    /// … that another receiver answered.
+    pub by_peer: u64,
+    /// From request to answer, of those that waited.
+    pub waited: Histogram,
+}
+
 /// How far an emitter is; read while it works.
 #[derive(Debug, Default)]
 pub struct EmitProgress {
@@ -103,7 +119,20 @@ pub struct EmitProgress {
     /// QEMU has the device state and runs the VM. A link that breaks before fails QEMU's incoming migration, so that it
     /// ends; one that breaks afterwards can be recovered.
     pub started: AtomicBool,
+    faults: Mutex<EmitFaults>,
     stop: AtomicBool,
+}
+
+impl EmitProgress {
+    /// The guest's page faults so far; up to a tenth of a second old.
+    #[must_use]
+    pub fn faults(&self) -> EmitFaults {
+        self.faults.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_faults(&self, faults: &EmitFaults) {
+        self.faults.lock().unwrap_or_else(PoisonError::into_inner).clone_from(faults);
+    }
 }
 
 /// A thread that feeds one QEMU. Dropping it cuts the link: QEMU's guest then rests in `postcopy-paused`, or its

@@ -1,12 +1,13 @@
 //! Which page goes next. Knows the image and no socket; the clock is read for figures only.
 
 use super::super::stream::{Block, PAGE_BYTES, RamWriter};
-use crate::lazy::{Demand, LazyImage};
+use super::EmitFaults;
+use crate::lazy::{Demand, LazyImage, Origin};
 use pages::Bitmap;
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Latencies that are kept for the report.
 const LATENCIES_MAX: usize = 1 << 16;
@@ -35,10 +36,13 @@ pub(super) struct PageQueue {
     /// Pages of blocks that were not sent.
     left: u64,
     pub(super) counts: Counts,
-    /// When a page that QEMU waits for was asked for. QEMU asks for a page once, so at most one entry a page.
-    asked: HashMap<u32, Instant>,
+    /// When a page that QEMU waits for was asked for, and whether it was here then. QEMU asks for a page once, so at most one
+    /// entry a page.
+    asked: HashMap<u32, (Instant, bool)>,
     /// From request to answer, in µs.
     pub(super) latencies_us: Vec<u32>,
+    /// Requests by what they waited for.
+    pub(super) faults: EmitFaults,
 }
 
 impl PageQueue {
@@ -55,6 +59,7 @@ impl PageQueue {
             counts: Counts::default(),
             asked: HashMap::new(),
             latencies_us: Vec::new(),
+            faults: EmitFaults::default(),
         }
     }
 
@@ -117,8 +122,9 @@ impl PageQueue {
                 continue;
             }
             asked += 1;
-            self.asked.entry(page).or_insert(now);
-            match self.image.demand(page) {
+            let demand = self.image.demand(page);
+            self.asked.entry(page).or_insert((now, demand == Demand::Here));
+            match demand {
                 Demand::Here => self.urgent.push_back(page),
                 _ => {
                     self.wanted.set(page);
@@ -195,10 +201,8 @@ impl PageQueue {
             return;
         }
         self.left -= 1;
-        if let Some(asked) = self.asked.remove(&page)
-            && self.latencies_us.len() < LATENCIES_MAX
-        {
-            self.latencies_us.push(u32::try_from(asked.elapsed().as_micros()).unwrap_or(u32::MAX));
+        if let Some((asked, was_here)) = self.asked.remove(&page) {
+            self.answered(page, asked.elapsed(), was_here);
         }
         // A zero page is not read, as reading makes memory of it.
         let bytes = if self.image.is_zero(page) { None } else { self.image.page(page) };
@@ -211,6 +215,23 @@ impl PageQueue {
                 self.counts.zero_pages += 1;
                 self.writer.zero(out, page);
             }
+        }
+    }
+
+    /// Counts an answer to a request.
+    fn answered(&mut self, page: u32, after: Duration, was_here: bool) {
+        if self.latencies_us.len() < LATENCIES_MAX {
+            self.latencies_us.push(u32::try_from(after.as_micros()).unwrap_or(u32::MAX));
+        }
+        if was_here {
+            self.faults.here += 1;
+            return;
+        }
+        self.faults.waited.add(after);
+        match self.image.origin(page) {
+            Some(Origin::Sender) => self.faults.by_sender += 1,
+            Some(Origin::Peer) => self.faults.by_peer += 1,
+            _ => self.faults.by_block += 1,
         }
     }
 

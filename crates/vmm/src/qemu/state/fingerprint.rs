@@ -2,6 +2,7 @@
 
 use super::super::qmp::{Qmp, QmpError};
 use super::super::stream::Block;
+use super::StateError;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -85,6 +86,32 @@ impl Fingerprint {
             blocks: ram_blocks(table["human-readable-text"].as_str().unwrap_or_default()),
             capabilities,
         })
+    }
+
+    /// Reads what [`super::DeviceState::offer`] wrote.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::Offer`].
+    pub fn of_offer(text: &str) -> Result<Self, StateError> {
+        serde_json::from_str(text).map_err(|_| StateError::Offer)
+    }
+
+    /// Whether a VM that was offered so can go on in `destination`.
+    ///
+    /// # Errors
+    ///
+    /// The first [`Mismatch`].
+    pub fn offered_fits(&self, destination: &Self) -> Result<(), Mismatch> {
+        let block = |row: &RamBlockRow| Block {
+            id: row.id.clone(),
+            len: row.used,
+            page_size: row.page_size,
+            gpa: None,
+            first_page: 0,
+        };
+        let blocks: Vec<Block> = self.blocks.iter().map(block).collect();
+        self.fits(&blocks, destination)
     }
 
     /// Whether a VM from `self` with these blocks can go on in `destination`.

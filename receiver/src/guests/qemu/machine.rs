@@ -1,0 +1,168 @@
+//! A machine that this host may start: QEMU, its arguments, and the disk of its clones.
+
+use crate::guests::words::words;
+use serde::Deserialize;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use vmm::lazy::LazyImage;
+use vmm::qemu::emit::template_backend;
+use vmm::qemu::launch::make_overlay;
+use vmm::qemu::stream::Block;
+use vmm::qemu::{Fingerprint, Identity, Launch, RamBlockRow, Vm};
+
+/// What a host's own configuration tells of a machine; a table `[[qemu]]`.
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct QemuMachine {
+    /// For messages.
+    pub name: String,
+    /// QEMU; default `qemu-system-x86_64`.
+    #[serde(default = "default_program")]
+    pub program: PathBuf,
+    /// Everything that makes the machine, as the source was started. `{name}`, `{vmgenid}`, `{mac}`, `{disk}` and `{dir}` stand for
+    /// what a clone has of its own; `-name`, `-qmp` and `-incoming` are added.
+    pub args: Vec<String>,
+    /// What `{disk}` is an overlay over.
+    #[serde(default)]
+    pub disk: Option<BaseDisk>,
+    /// How clones have their memory.
+    #[serde(default)]
+    pub memory: MemoryKind,
+    /// Clones end when the receiver does. Default: those that depend on nobody run on.
+    #[serde(default)]
+    pub end_with_receiver: bool,
+}
+
+/// A disk as it was while the source stood. Must not change while a clone lives.
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BaseDisk {
+    /// The file.
+    pub file: PathBuf,
+    /// Its format, as qemu-img names it: `raw`, `qcow2`.
+    pub format: String,
+}
+
+/// How clones have their memory.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MemoryKind {
+    /// Each its own, by post-copy: it runs at once, and what it touches is brought first.
+    #[default]
+    Private,
+    /// Clean pages are shared by all clones of the host: it runs as soon as the whole image is here.
+    Shared,
+}
+
+fn default_program() -> PathBuf {
+    "qemu-system-x86_64".into()
+}
+
+/// A machine that was tried.
+pub(super) struct Machine {
+    config: QemuMachine,
+    launch: Launch,
+    fingerprint: Fingerprint,
+}
+
+impl Machine {
+    /// Starts the machine once, to see what it is.
+    pub(super) fn probe(config: &QemuMachine, dir: &Path) -> Result<Self, String> {
+        let named = |error: &dyn std::error::Error| format!("machine {}: {}", config.name, words(error));
+        let probe = tempfile::Builder::new().prefix(".probe-").tempdir_in(dir);
+        let probe = probe.map_err(|error| format!("cannot use {}: {error}", dir.display()))?;
+        let launch = Launch { program: config.program.clone(), args: config.args.clone() };
+        let identity = identity("probe", config.disk.as_ref(), probe.path())?;
+        let mut vm = launch.wait_for_vm(identity, probe.path()).map_err(|error| named(&error))?;
+        let fingerprint = Fingerprint::of(&mut vm.qmp).map_err(|error| named(&error))?;
+        if config.memory == MemoryKind::Private {
+            // It says itself what is missing: a kernel without userfaultfd, or the right to use it.
+            vm.qmp.set_capabilities(&[("postcopy-ram", true)]).map_err(|error| named(&error))?;
+        }
+        vm.kill();
+        let machine = Self { config: config.clone(), launch, fingerprint };
+        if config.memory == MemoryKind::Shared {
+            let shareable = machine.can_share();
+            shareable.map_err(|reason| format!("machine {}: memory = \"shared\": {reason}", config.name))?;
+        }
+        Ok(machine)
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.config.name
+    }
+
+    pub(super) fn memory(&self) -> MemoryKind {
+        self.config.memory
+    }
+
+    pub(super) fn keeps(&self) -> bool {
+        !self.config.end_with_receiver
+    }
+
+    /// Whether a VM that was offered can go on in it.
+    pub(super) fn fits(&self, offered: &Fingerprint) -> Result<(), String> {
+        offered.offered_fits(&self.fingerprint).map_err(|mismatch| mismatch.to_string())
+    }
+
+    /// Whether clean pages can be shared: by a QEMU that can leave memory out of its stream, over a single large block of ordinary
+    /// pages, and with no device that gives memory back, as that would punch holes in the file of all.
+    fn can_share(&self) -> Result<(), String> {
+        let knows = self.fingerprint.capabilities.iter().any(|name| name == "x-ignore-shared");
+        if !knows {
+            return Err(format!("QEMU {} has no capability x-ignore-shared", self.fingerprint.version));
+        }
+        if self.main_block().page_size != 4096 {
+            return Err("its RAM is in huge pages, which are not shared: leave them out".into());
+        }
+        let backs = |arg: &String| arg.contains("memory-backend");
+        if self.config.args.iter().any(backs) {
+            return Err("its arguments name a memory backend, in place of which the shared one goes".into());
+        }
+        let gives =
+            |arg: &&String| ["balloon", "virtio-mem", "vhost-user"].iter().any(|word| arg.contains(word));
+        match self.config.args.iter().find(gives) {
+            Some(arg) => Err(format!("{arg} does not go with shared memory (QEMU, vm-templating)")),
+            None => Ok(()),
+        }
+    }
+
+    fn main_block(&self) -> &RamBlockRow {
+        self.fingerprint.blocks.iter().max_by_key(|block| block.used).expect("a machine has memory")
+    }
+
+    /// A QEMU that waits for a clone's state, in a folder of the clone's own; with memory from `shared`, if that is given.
+    pub(super) fn wait_for_vm(
+        &self,
+        name: &str,
+        dir: &Path,
+        shared: Option<(&LazyImage, &Block)>,
+    ) -> Result<Vm, String> {
+        let identity = identity(name, self.config.disk.as_ref(), dir)?;
+        let mut launch = self.launch.clone();
+        if let Some((image, block)) = shared {
+            share(&mut launch, image, block);
+        }
+        launch.wait_for_vm(identity, dir).map_err(|error| words(&error))
+    }
+}
+
+/// Memory from the image's file.
+fn share(launch: &mut Launch, image: &LazyImage, block: &Block) {
+    // The file may have no name (a memfd); this process lends its descriptor's.
+    let path = format!("/proc/{}/fd/{}", std::process::id(), image.file().as_raw_fd());
+    let object = template_backend(Path::new(&path), block).replace('{', "{{").replace('}', "}}");
+    launch.args.extend(["-object".to_owned(), object]);
+    launch.args.extend(["-machine".to_owned(), format!("memory-backend={}", block.id)]);
+}
+
+/// Who a clone is: everything random, and an overlay of its own.
+fn identity(name: &str, disk: Option<&BaseDisk>, dir: &Path) -> Result<Identity, String> {
+    let mut identity = Identity::new(name).map_err(|error| words(&error))?;
+    if let Some(base) = disk {
+        let overlay = dir.join("disk.qcow2");
+        make_overlay(&base.file, &base.format, &overlay).map_err(|error| words(&error))?;
+        identity.disk = Some(overlay);
+    }
+    Ok(identity)
+}

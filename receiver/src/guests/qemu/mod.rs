@@ -1,0 +1,149 @@
+//! Clones under stock QEMU ([`vmm::qemu`]): which machines a host may start is told by its own configuration; a sender only
+//! brings memory and device state.
+//!
+//! ```text
+//! offer ── check: does a machine fit the fingerprint? ──▶ prepare: QEMU -incoming defer ──┐ waits
+//! attachment `state` ─────────────────────────────────▶ run: Emitter (or template) ◀──────┘ faults ─▶ LazyImage::demand
+//! ```
+
+mod machine;
+mod run;
+
+pub use machine::{BaseDisk, MemoryKind, QemuMachine};
+
+use super::places::Places;
+use super::words::words;
+use super::{CloneSpec, Launch, Ward};
+use machine::Machine;
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use vmm::lazy::LazyImage;
+use vmm::qemu::emit::TemplateVm;
+use vmm::qemu::stream::Block;
+use vmm::qemu::{Fingerprint, Vm};
+
+/// What is needed beside the memory: [`vmm::qemu::DeviceState::encode`].
+const STATE: &str = "state";
+
+/// A QEMU that is being started, and waits then.
+type Warm = JoinHandle<Result<Vm, String>>;
+
+/// Launches VMs under QEMU.
+pub struct Qemus {
+    machines: Vec<Arc<Machine>>,
+    places: Places,
+    /// QEMUs that wait, by their image's address and their clone's number: several transfers may be under way.
+    warm: Mutex<HashMap<(usize, u32), Warm>>,
+}
+
+impl Qemus {
+    /// A launcher of these machines. Each is started once, to learn what it can take and that it can be started at all.
+    /// Clones' files go to folders of their own in `clones`, which stay: a guest's disk may be there.
+    ///
+    /// # Errors
+    /// In words: the machine, and what QEMU said.
+    pub fn new(machines: &[QemuMachine], clones: &Path) -> Result<Self, String> {
+        if machines.is_empty() {
+            return Err("no machine is told: `--qemu FILE` has QEMU's arguments (docs/qemu.md)".into());
+        }
+        let places = Places::new(clones)?;
+        let probed = machines.iter().map(|machine| Machine::probe(machine, clones).map(Arc::new));
+        Ok(Self { machines: probed.collect::<Result<_, _>>()?, places, warm: Mutex::default() })
+    }
+
+    /// The first machine that can take the VM.
+    fn machine_for(&self, fingerprint: &str) -> Result<&Arc<Machine>, String> {
+        let offered = Fingerprint::of_offer(fingerprint).map_err(|error| words(&error))?;
+        let mut reasons = Vec::new();
+        for machine in &self.machines {
+            match machine.fits(&offered) {
+                Ok(()) => return Ok(machine),
+                Err(reason) => reasons.push(format!("machine {}: {reason}", machine.name())),
+            }
+        }
+        Err(reasons.join("; "))
+    }
+
+    fn warm(&self) -> MutexGuard<'_, HashMap<(usize, u32), Warm>> {
+        self.warm.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take_warm(&self, spec: &CloneSpec) -> Option<Warm> {
+        self.warm().remove(&key(spec))
+    }
+
+    /// Starts a QEMU that waits for the clone, on a thread; `shared`: with the image for its memory, this block of it.
+    fn start_warm(
+        &self,
+        machine: &Arc<Machine>,
+        spec: &CloneSpec,
+        shared: Option<Block>,
+    ) -> Result<Warm, String> {
+        let place = self.places.take(&spec.name)?;
+        let (id, dir) = (place.id.clone(), place.dir.clone());
+        let (machine, image) = (Arc::clone(machine), Arc::clone(&spec.image));
+        std::thread::Builder::new()
+            .name(format!("warm-{}", spec.clone))
+            .spawn(move || {
+                let shared = shared.as_ref().map(|block| (&*image, block));
+                machine.wait_for_vm(&id, &dir, shared)
+            })
+            .map_err(|error| format!("cannot start a thread: {error}"))
+    }
+}
+
+fn key(spec: &CloneSpec) -> (usize, u32) {
+    let image: *const LazyImage = Arc::as_ptr(&spec.image);
+    (image.addr(), spec.clone)
+}
+
+impl Launch for Qemus {
+    fn kind(&self) -> &'static str {
+        "qemu"
+    }
+
+    fn check(&self, fingerprint: &str, attachments: &[&str]) -> Result<(), String> {
+        if attachments != [STATE] {
+            let offered = attachments.join(", ");
+            return Err(format!(
+                "it needs the attachment `{STATE}` and no other; these are offered: {offered}"
+            ));
+        }
+        self.machine_for(fingerprint).map(drop)
+    }
+
+    fn prepare(&self, fingerprint: &str, spec: &CloneSpec) {
+        // What fails here fails again, and is told, when the clone is run.
+        if let Ok(machine) = self.machine_for(fingerprint)
+            // Where in the image the memory stands that is to be shared is told by the state.
+            && machine.memory() == MemoryKind::Private
+            && let Ok(warm) = self.start_warm(machine, spec, None)
+        {
+            self.warm().insert(key(spec), warm);
+        }
+    }
+
+    fn abandon(&self, spec: &CloneSpec) {
+        if let Some(warm) = self.take_warm(spec) {
+            // Dropped, it ends. A panic was reported by the thread.
+            drop(warm.join());
+        }
+    }
+
+    fn run(&self, spec: &CloneSpec, ward: &Ward) -> Result<(), String> {
+        let state = spec.attachment(STATE).ok_or_else(|| format!("it has no attachment `{STATE}`"))?;
+        let state = vmm::qemu::DeviceState::decode(state).map_err(|error| words(&error))?;
+        let machine = self.machine_for(&state.offer())?;
+        let warm = match self.take_warm(spec) {
+            Some(warm) => warm,
+            None => {
+                let shared = machine.memory() == MemoryKind::Shared;
+                let block = shared.then(|| TemplateVm::main_block(&state).clone());
+                self.start_warm(machine, spec, block)?
+            }
+        };
+        run::run(spec, ward, machine, Arc::new(state), warm)
+    }
+}
