@@ -29,7 +29,7 @@ fn main() -> ExitCode {
         Command::Plan(args) => commands::plan::run(&args),
         Command::Simulate(args) => commands::simulate::run(&args),
         Command::Send(args) => commands::send::run(&args),
-        Command::Clone(args) => commands::send::clone(&args.send),
+        Command::Clone(args) => commands::send::clone(&args),
         Command::Status(args) => commands::status::run(&args),
         Command::Microvm(args) => commands::microvm::run(&args),
         Command::Report(args) => commands::report::run(&args),

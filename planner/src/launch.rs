@@ -17,4 +17,8 @@ pub struct Launch {
     /// What the host's program must be able to run (version, machine, CPU), for kinds that compare it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub fingerprint: String,
+    /// File of its recorded working set (`scatter microvm`, `scatter clone --record`): pages in the order in which a guest first
+    /// touched them, which are sent first. Relative paths start at the plan.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub working_set: Option<String>,
 }

@@ -16,12 +16,19 @@ impl Board {
     }
 
     /// Writes how a transfer's clones fare, and who feeds them.
-    pub(crate) fn write(&self, transfer: &str, sender: Option<&str>, mut clones: Vec<CloneStatus>) {
+    pub(crate) fn write(
+        &self,
+        transfer: &str,
+        sender: Option<&str>,
+        peers: Vec<String>,
+        mut clones: Vec<CloneStatus>,
+    ) {
         let more = clones.len().saturating_sub(limits::CLONES_MAX);
         clones.truncate(limits::CLONES_MAX);
         let status = TransferStatus {
             transfer: transfer.to_owned(),
             sender: sender.map(str::to_owned),
+            peers,
             clones,
             more: u32::try_from(more).unwrap_or(u32::MAX),
         };

@@ -20,7 +20,9 @@ use wire::control::{HostStats, Offer, ToHost, ToSender};
 const MESSAGES_AT_ONCE: usize = 64;
 /// How often guests are told of.
 const TELL_EVERY: Duration = Duration::from_millis(200);
-/// The receiving thread wakes at least this often.
+/// While clones are about to start, the receiving thread wakes at least this often …
+const STARTING: Duration = Duration::from_millis(5);
+/// … and else this often.
 const IDLE: Duration = Duration::from_millis(200);
 
 /// How a transfer ended at this host.
@@ -135,7 +137,12 @@ impl Running<'_> {
     fn receive(&mut self, start: Instant) -> io::Result<bool> {
         let Self { driver, session, workers, .. } = self;
         // A block waits for this thread: look at the sockets, but do not sleep there.
-        let idle = if workers.has_work_here() { Duration::ZERO } else { IDLE };
+        let starting = driver.guests.as_ref().is_some_and(|guests| guests.is_waiting_to_start());
+        let idle = match workers.has_work_here() {
+            true => Duration::ZERO,
+            false if starting => STARTING,
+            false => IDLE,
+        };
         let timeout = session.poll_timeout().map_or(idle, |at| at.saturating_sub(start.elapsed()).min(idle));
         let received = driver
             .sockets
@@ -179,6 +186,13 @@ impl Running<'_> {
                 ToHost::Attachment(part) => {
                     if let Err(reason) =
                         guest_word(&mut self.driver.guests, |guests| guests.handle_attachment(part))
+                    {
+                        return Some(reason);
+                    }
+                }
+                ToHost::FirstTouched(part) => {
+                    if let Err(reason) =
+                        guest_word(&mut self.driver.guests, |guests| guests.handle_first_touched(&part))
                     {
                         return Some(reason);
                     }

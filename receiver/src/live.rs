@@ -75,7 +75,10 @@ impl Lives {
         let transfer = &offer.transfer;
         let same = |live: &Live| {
             live.vms == offer.vms
-                && live.guests.as_ref().is_none_or(|guests| guests.offers().eq(&offer.guests))
+                && live.guests.as_ref().is_none_or(|guests| {
+                    guests.offers().count() == offer.guests.len()
+                        && guests.offers().zip(&offer.guests).all(|(a, b)| a.is_same_guest(b))
+                })
         };
         match self.0.remove(transfer)? {
             Standing::Orphaned(live, _) if same(&live) => Some(Ok(live)),
@@ -110,7 +113,7 @@ impl Lives {
             guests.tend();
             let alive = guests.any_alive();
             if alive {
-                board.write(transfer, None, guests.status());
+                board.write(transfer, None, Vec::new(), guests.status());
             } else {
                 board.remove(transfer);
                 notes.push(format!("{transfer}: no clone is running any more"));

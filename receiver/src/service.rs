@@ -244,7 +244,9 @@ impl Service {
             intake,
             workers: self.config.workers,
             guests: live.guests.as_mut(),
-            tell: &mut |guests: &Guests| self.board.write(&offer.transfer, Some(&sender), guests.status()),
+            tell: &mut |guests: &Guests| {
+                self.board.write(&offer.transfer, Some(&sender), Vec::new(), guests.status());
+            },
             preempted: &mut preempted,
         };
         let ended = driver.run(&offer)?;

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 use wire::control::{
-    Attachment, AttachmentOffer, CloneOffer, FaultFigures, GuestOffer, GuestReport, GuestState, ToHost,
+    Attachment, AttachmentOffer, CloneOffer, FaultFigures, FirstTouched, GuestOffer, GuestReport, GuestState,
+    Paging, ToHost,
 };
 use wire::limits;
 
@@ -22,6 +23,11 @@ pub struct GuestInput {
     pub attachments: Vec<(String, Vec<u8>)>,
     /// The clones, each with the index of its host; positions in the list over all VMs are the clones' numbers.
     pub clones: Vec<(usize, String)>,
+    /// Its recorded working set: pages in first-touch order, none twice. Hosts are told of it; that its contents are sent first is
+    /// the schedule's affair.
+    pub working_set: Vec<u32>,
+    /// What hosts ask for beside faults, and when clones start.
+    pub paging: Paging,
 }
 
 /// Why a guest cannot be offered.
@@ -41,6 +47,12 @@ pub enum GuestError {
         name: String,
         /// Its bytes.
         len: usize,
+    },
+    /// Its working set has too many pages.
+    #[error("a working set of {count} pages; at most {}", limits::WORKING_SET_MAX)]
+    WorkingSet {
+        /// So many.
+        count: usize,
     },
     /// Too many clones of a VM on one host.
     #[error("{count} clones of one VM on one host; at most {}", limits::CLONES_MAX)]
@@ -132,6 +144,10 @@ pub fn check(guests: &[GuestInput]) -> Result<(), GuestError> {
         if count > limits::ATTACHMENTS_MAX {
             return Err(GuestError::Attachments { count });
         }
+        let count = guest.working_set.len();
+        if count > limits::WORKING_SET_MAX {
+            return Err(GuestError::WorkingSet { count });
+        }
         for (name, bytes) in &guest.attachments {
             if bytes.len() > limits::ATTACHMENT_BYTES_MAX {
                 return Err(GuestError::AttachmentLength { name: name.clone(), len: bytes.len() });
@@ -173,6 +189,8 @@ pub(crate) fn offers(guests: &[GuestInput], host: usize) -> Vec<GuestOffer> {
             fingerprint: guest.fingerprint.clone(),
             attachments: attachments.collect(),
             clones,
+            working_set: u32::try_from(guest.working_set.len()).expect("checked before"),
+            paging: guest.paging,
         });
     }
     offers
@@ -189,7 +207,12 @@ impl Packed {
                 .iter()
                 .enumerate()
                 .flat_map(|(index, (_, bytes))| parts(guest.vm, index, bytes));
-            (GuestInput { attachments: Vec::new(), ..guest.clone() }, messages.collect())
+            let first = guest
+                .working_set
+                .chunks(limits::FIRST_TOUCHED_MAX)
+                .map(|pages| ToHost::FirstTouched(FirstTouched { vm: guest.vm, pages: pages.to_vec() }));
+            let messages = messages.chain(first).collect();
+            (GuestInput { attachments: Vec::new(), working_set: Vec::new(), ..guest.clone() }, messages)
         };
         Self(guests.iter().map(pack).collect())
     }

@@ -9,6 +9,7 @@
 use pages::Bitmap;
 use std::collections::{BTreeMap, VecDeque};
 use wire::control::Want;
+use wire::limits;
 
 /// Pages in one answer to faults: few, so that the first is not kept waiting by the last.
 const ANSWER_PAGES: usize = 8;
@@ -87,6 +88,8 @@ pub struct PageService {
     vms_of_host: Vec<Vec<u16>>,
     next: usize,
     stats: PageStats,
+    /// Pages that a guest waited for, each once, by VM: with the order of their first faults.
+    touched: BTreeMap<u16, (Bitmap, Vec<u32>)>,
 }
 
 impl PageService {
@@ -94,7 +97,15 @@ impl PageService {
     #[must_use]
     pub fn new(vms_of_host: Vec<Vec<u16>>, page_counts: BTreeMap<u16, u32>) -> Self {
         let hosts = vms_of_host.iter().map(|_| Host::default()).collect();
-        Self { page_counts, hosts, vms_of_host, next: 0, stats: PageStats::default() }
+        let touched =
+            page_counts.iter().map(|(vm, count)| (*vm, (Bitmap::new(*count), Vec::new()))).collect();
+        Self { page_counts, hosts, vms_of_host, next: 0, stats: PageStats::default(), touched }
+    }
+
+    /// Pages of a VM that its clones missed when they touched them, in the order in which the first of them asked.
+    #[must_use]
+    pub fn first_faults(&self, vm: u16) -> &[u32] {
+        self.touched.get(&vm).map_or(&[], |(_, pages)| pages)
     }
 
     /// Counters so far.
@@ -128,6 +139,10 @@ impl PageService {
             want.ahead.iter().map(|range| (u64::from(range.first) + u64::from(range.count)).max(1) - 1);
         if let Some(page) = singles.chain(ends).find(|page| *page >= u64::from(page_count)) {
             return Err(WantError::Page { vm, page, page_count });
+        }
+        if let Some((seen, pages)) = self.touched.get_mut(&vm) {
+            let room = limits::WORKING_SET_MAX - pages.len().min(limits::WORKING_SET_MAX);
+            pages.extend(want.pages.iter().filter(|page| seen.set(**page)).take(room));
         }
         let Host { vms, urgent, ahead } = &mut self.hosts[host];
         let asked = || Asked { taken: Bitmap::new(page_count), ahead: Bitmap::new(page_count) };

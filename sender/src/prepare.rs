@@ -1,9 +1,9 @@
 //! From images to segments: pages merged, contents sorted by the hosts that need them, cut into stripes.
 
 use pages::block::UniformPlacement;
-use pages::merge::{ClassCounts, ContentId, MergeIndex, MergeInput, merge};
-use pages::{IdSet, PageSource, VmId};
-use std::collections::BTreeMap;
+use pages::merge::{ClassCounts, ContentId, MergeIndex, MergeInput, PageIdentity, merge};
+use pages::{IdSet, PageSource, Pfn, VmId};
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -78,6 +78,36 @@ impl Prepared {
         Self { vms, index, segments, classes }
     }
 
+    /// Splits segments: contents of the recorded working sets (pages of a VM, in first-touch order) become segments of their
+    /// own, in that order and with the uniform runs, which cost next to nothing. Returns pairs of a segment and the new one
+    /// that is to be sent before it. Pages that a VM has not are left out.
+    pub fn put_first(&mut self, sets: &[(VmId, &[u32])]) -> Vec<(usize, usize)> {
+        let mut ranks: HashMap<ContentId, usize> = HashMap::new();
+        for (vm, pages) in sets {
+            for (rank, page) in pages.iter().enumerate() {
+                if let Some(PageIdentity::Content(id)) = self.index.identity(*vm, Pfn(*page)) {
+                    // What two VMs want goes where the first of them wants it.
+                    ranks.entry(id).and_modify(|other| *other = rank.min(*other)).or_insert(rank);
+                }
+            }
+        }
+        let mut parts = Vec::new();
+        for segment in 0..self.segments.len() {
+            let Segment { hosts, contents, uniform } = &mut self.segments[segment];
+            let (mut first, rest): (Vec<ContentId>, Vec<ContentId>) =
+                contents.iter().partition(|id| ranks.contains_key(*id));
+            if first.is_empty() {
+                continue;
+            }
+            first.sort_by_key(|id| (ranks[id], *id));
+            *contents = rest;
+            let first = Segment { hosts: hosts.clone(), contents: first, uniform: std::mem::take(uniform) };
+            parts.push((segment, self.segments.len()));
+            self.segments.push(first);
+        }
+        parts
+    }
+
     /// Contents (4 KiB each) of a segment, as bytes.
     #[must_use]
     pub fn segment_bytes(&self, segment: usize) -> u64 {
@@ -142,4 +172,51 @@ fn segments(vms: &[VmInput], index: &MergeIndex) -> Vec<Segment> {
     let mut segments: Vec<Segment> = by_hosts.into_values().collect();
     segments.iter_mut().for_each(|segment| segment.contents.sort_unstable());
     segments
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pages::{PAGE_SIZE, Page};
+
+    struct Counting(u32);
+
+    impl PageSource for Counting {
+        fn page_count(&self) -> u32 {
+            self.0
+        }
+
+        /// Page 3 is zero; others begin with their number.
+        fn page(&self, pfn: Pfn) -> &Page {
+            let mut page = [0; PAGE_SIZE];
+            if pfn.0 != 3 {
+                page[..4].copy_from_slice(&(pfn.0 + 1).to_le_bytes());
+            }
+            Box::leak(Box::new(page))
+        }
+    }
+
+    #[test]
+    fn a_working_set_becomes_segments_of_its_own_in_its_order() {
+        let vm = |name: &str, hosts: &[u16]| VmInput {
+            name: name.into(),
+            source: Arc::new(Counting(10)),
+            file_len: 10 * PAGE_SIZE as u64,
+            hosts: hosts.iter().copied().collect(),
+            domain: u32::from(hosts[0]),
+        };
+        let mut prepared = Prepared::new(vec![vm("a", &[0, 1]), vm("b", &[2])], 1);
+        let before = prepared.segments.clone();
+        let parts = prepared.put_first(&[(VmId(0), &[7, 3, 99, 2, 7])]);
+        let [(segment, first)] = parts[..] else { panic!("{parts:?}") };
+        let pages = |segment: &Segment| -> Vec<u32> {
+            segment.contents.iter().map(|id| prepared.index.representative(*id).1.0).collect()
+        };
+        assert_eq!(pages(&prepared.segments[first]), [7, 2]);
+        assert_eq!(pages(&prepared.segments[segment]), [0, 1, 4, 5, 6, 8, 9]);
+        assert_eq!(prepared.segments[first].hosts, before[segment].hosts);
+        assert_eq!(prepared.segments[first].uniform, before[segment].uniform);
+        assert!(prepared.segments[segment].uniform.is_empty());
+        assert_eq!(prepared.segments[1 - segment].contents, before[1 - segment].contents, "the other VM's");
+    }
 }

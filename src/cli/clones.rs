@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 The plan's VMs that are to be started have `launch`; how many clones of each start on a host is told by `instances`:
   \"vms\": [{\"name\": \"golden\", \"image\": \"golden.mem\", \"memory_mib\": 64, \"to\": {\"clones\": 32}, \"clones_per_host\": 4,
            \"launch\": {\"kind\": \"microvm\", \"attachments\": {\"state\": \"golden.state\"}}}]
+`launch` may also name a `working_set`: a file of pages in the order in which a guest first touched them, as `scatter microvm` and
+`--record` write it. Its contents are sent before everything else.
 Each host must allow the kind: scatter receive --launch microvm. Device state goes out first; a clone's page faults are answered
 ahead of all other data, while multicast brings the rest. It ends when every clone has all of its memory, or is over.
 
@@ -18,11 +20,42 @@ Examples:
   scatter microvm golden --size 64
   scatter clone --group plan.json --keys keys/src
   scatter clone --group plan.json --json | jq 'select(.event == \"clone\")'
-  scatter clone --group plan.json --report clones.json")]
+  scatter clone --group plan.json --report clones.json
+  scatter clone --group plan.json --record . --start at-once --pre-paging off")]
 pub(crate) struct Clone {
     /// As `scatter send`
     #[command(flatten)]
     pub(crate) send: Send,
+    /// Which pages are brought before a guest waits for them, beside multicast
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "WAYS", default_values = ["working-set", "around"])]
+    pub(crate) pre_paging: Vec<PrePaging>,
+    /// When clones start
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t = StartWhen::WorkingSet)]
+    pub(crate) start: StartWhen,
+    /// Writes a working set for each VM started, DIR/VM.working-set: the one used, and behind it the pages that clones missed when
+    /// they touched them, in order
+    #[arg(long, value_name = "DIR")]
+    pub(crate) record: Option<PathBuf>,
+}
+
+/// `--pre-paging`.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum PrePaging {
+    /// None: pages come by multicast, or because a guest waits for them
+    Off,
+    /// 16 missing pages behind each fault and 8 before it, while no blocks come ("bubbling")
+    Around,
+    /// The recorded working set in first-touch order: its contents are the first blocks, and it is asked for while no blocks come
+    WorkingSet,
+}
+
+/// `--start`.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum StartWhen {
+    /// With the device state
+    AtOnce,
+    /// With device state and recorded working set; at the latest 0.4 s after the device state
+    WorkingSet,
 }
 
 /// Says which clones run at a plan's hosts, and who they depend on
@@ -49,7 +82,8 @@ pub(crate) struct Status {
 /// Makes a snapshot to clone: a small self-checking guest on KVM, for trials and never a product
 #[derive(Args, Debug)]
 #[command(after_help = "\
-DIR gets `memory` (raw) and `state`: the image and the attachment of a plan's VM with `launch` kind `microvm`.
+DIR gets `memory` (raw) and `state`: the image and the attachment of a plan's VM with `launch` kind `microvm`; and `working-set`,
+the pages that the guest touched first when it was restored once.
 
 Examples:
   scatter microvm golden
@@ -66,6 +100,9 @@ pub(crate) struct Microvm {
     /// Pages that the guest checks between two of its reports
     #[arg(long, value_name = "PAGES", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(crate) step: u32,
+    /// Milliseconds that the snapshot runs for, restored, to record its working set; 0 records none
+    #[arg(long, value_name = "MS", default_value_t = 200, value_parser = clap::value_parser!(u64).range(0..=10_000))]
+    pub(crate) record: u64,
 }
 
 /// `scatter receive --launch`: what senders may have started on a host.

@@ -31,6 +31,7 @@ pub(crate) fn run(args: &Microvm) -> Outcome {
     std::fs::write(&to, &state)
         .with_context(|| format!("cannot write {}", to.display()))
         .or_exit(Exit::Input)?;
+    record(args, &vm, &state);
     println!(
         "{}: {} of memory; {}: {} of state",
         memory.display(),
@@ -39,4 +40,22 @@ pub(crate) fn run(args: &Microvm) -> Outcome {
         units::bytes(state.len() as u64)
     );
     Ok(Exit::Done)
+}
+
+/// Restores the snapshot once and writes the pages that it touches first, in their order. A working set is advice: where it cannot be
+/// recorded, that is said, and the snapshot is as good.
+fn record(args: &Microvm, vm: &MicroVm, state: &[u8]) {
+    if args.record == 0 {
+        return;
+    }
+    let path = args.dir.join("working-set");
+    let recorded = vmm::microvm::record_working_set(state, vm.memory(), Duration::from_millis(args.record));
+    let written = recorded.map_err(anyhow::Error::from).and_then(|set| {
+        std::fs::write(&path, set.to_bytes())?;
+        Ok(set.pages().len())
+    });
+    match written {
+        Ok(pages) => println!("{}: the {pages} pages touched first", path.display()),
+        Err(error) => eprintln!("no working set recorded: {error:#}"),
+    }
 }

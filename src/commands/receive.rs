@@ -101,10 +101,7 @@ fn configure(args: &Receive) -> Outcome<ServiceConfig> {
         name,
         listen: listen.unwrap_or_else(|| LISTEN.parse().expect("a constant address")),
         interface,
-        guests: GuestConfig {
-            launchers: launchers::launchers(&kinds, &programs, &store)?,
-            ..GuestConfig::default()
-        },
+        guests: GuestConfig { launchers: launchers::launchers(&kinds, &programs, &store)? },
         store,
         identity: Arc::new(identity),
         rcvbuf_bytes: args.rcvbuf.or(file.rcvbuf).unwrap_or(RCVBUF_BYTES),

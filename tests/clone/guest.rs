@@ -45,6 +45,17 @@ pub(crate) enum Stint {
 pub(crate) struct Launcher {
     pub(crate) stint: Stint,
     pub(crate) checked: Arc<AtomicU64>,
+    /// Pages that clones had to wait for, among the first [`EARLY`] that each touched.
+    pub(crate) early_waits: Arc<AtomicU64>,
+}
+
+/// Touches of a clone that count as its first ones.
+pub(crate) const EARLY: u32 = 100;
+
+/// The page that a clone touches at a step. Each clone has an order of its own: the stride is odd and the number of pages a power
+/// of two.
+pub(crate) fn touched(clone: u32, step: u32) -> u32 {
+    step.wrapping_mul(2 * clone + 1367) % PAGES
 }
 
 impl Launch for Launcher {
@@ -67,9 +78,12 @@ impl Launch for Launcher {
         let mut news = spec.image.listen().map_err(|error| error.to_string())?;
         let mut faults = FaultFigures::default();
         for step in 0..PAGES {
-            // Each clone has an order of its own: the stride is odd and the number of pages a power of two.
-            let page = step.wrapping_mul(2 * spec.clone + 1367) % PAGES;
+            let page = touched(spec.clone, step);
+            let before = faults.network();
             touch(page, &mut news, &mut faults, ward)?;
+            if step < EARLY {
+                self.early_waits.fetch_add(faults.network() - before, Ordering::Relaxed);
+            }
             let right = page_of(page);
             if news.image().page(page) != Some(&right) {
                 return Err(format!("page {page} is wrong"));

@@ -5,7 +5,7 @@
 mod guest;
 mod world;
 
-use guest::{PAGES, Stint};
+use guest::{EARLY, PAGES, Stint, touched};
 use std::time::{Duration, Instant};
 use world::{World, wait_until};
 
@@ -83,4 +83,30 @@ fn a_clone_that_cannot_start_is_named_and_the_others_run() {
     assert!(outcome.is_complete(), "{:?}", outcome.hosts);
     let failed: Vec<_> = outcome.clones.all().iter().map(|clone| clone.failed.as_deref()).collect();
     assert_eq!(failed, [None, Some("an odd clone"), None, Some("an odd clone")]);
+}
+
+#[test]
+fn a_recorded_working_set_is_there_before_the_clones_touch_it() {
+    let mut waits = Vec::new();
+    for recorded in [false, true] {
+        let mut world = World::new(1, Stint::EveryPage);
+        if recorded {
+            world.working_set = (0..EARLY).map(|step| touched(0, step)).collect();
+        }
+        let outcome = world.send(1, Some(2_000_000)).finish(PATIENCE);
+        assert!(outcome.is_complete(), "{:?}", outcome.hosts);
+        let faults = &outcome.first_faults[0].1;
+        println!(
+            "recorded {recorded}: {} of the first {EARLY} touches waited, {} pages were missed in all",
+            world.early_waits(),
+            faults.len()
+        );
+        // What a clone missed is recorded in the order of its faults.
+        let order = |page: &u32| (0..PAGES).find(|step| touched(0, *step) == *page);
+        assert!(faults.is_sorted_by_key(order), "{faults:?}");
+        waits.push(world.early_waits());
+        world.check_images();
+    }
+    assert!(waits[0] > u64::from(EARLY) / 2, "without a working set nearly all of them wait: {waits:?}");
+    assert!(waits[1] <= 2, "{waits:?}");
 }

@@ -5,8 +5,8 @@ use net::Interface;
 use net::pki::{Identity, Role, create_ca, issue_host};
 use net::udp::SenderOptions;
 use pages::block::Encoding;
-use pages::{IdSet, PAGE_SIZE, PageSource};
-use receiver::guests::{GuestConfig, Launch, PrePaging};
+use pages::{IdSet, PAGE_SIZE, PageSource, VmId};
+use receiver::guests::{GuestConfig, Launch};
 use receiver::service::{Service, ServiceConfig, ServiceEvent};
 use sender::driver::{
     HostTarget, Outcome, Schedule, ScheduledChannel, ScheduledSegment, Transfer, TransferConfig,
@@ -23,8 +23,10 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use vmm::image::MappedImage;
+use wire::control::Paging;
 
 const SYMBOL_BYTES: u16 = 1424;
+const PAGING: Paging = Paging { around: 4, working_set: true, wait_ms: 500 };
 
 /// Ports differ between the tests of this process, and between processes.
 static NEXT_PORT: AtomicU16 = AtomicU16::new(0);
@@ -33,9 +35,13 @@ pub(crate) struct World {
     hosts: Vec<Receiver>,
     dir: tempfile::TempDir,
     checked: Arc<AtomicU64>,
+    early_waits: Arc<AtomicU64>,
     port: u16,
     /// What the sender says that the VM is.
     pub(crate) kind: String,
+    /// Its recorded working set, and how it is used.
+    pub(crate) working_set: Vec<u32>,
+    pub(crate) paging: Paging,
 }
 
 struct Receiver {
@@ -62,7 +68,12 @@ impl World {
         let checked = Arc::new(AtomicU64::new(0));
         let seed = u16::try_from(std::process::id() % 20_000).expect("below 20,000");
         let port = 20_000 + seed + NEXT_PORT.fetch_add(37, Ordering::Relaxed);
-        let launcher = Arc::new(Launcher { stint, checked: Arc::clone(&checked) });
+        let early_waits = Arc::new(AtomicU64::new(0));
+        let launcher = Arc::new(Launcher {
+            stint,
+            checked: Arc::clone(&checked),
+            early_waits: Arc::clone(&early_waits),
+        });
         let hosts = (0..hosts).map(|host| {
             let name = format!("h{host}");
             issue_host(&keys, &name, &[Role::Receiver], &[], 1).expect("a certificate");
@@ -77,15 +88,21 @@ impl World {
                 replace: false,
                 once: false,
                 measurable: Vec::new(),
-                guests: GuestConfig {
-                    launchers: vec![Arc::clone(&launcher) as Arc<dyn Launch>],
-                    pre_paging: PrePaging::Around(4),
-                },
+                guests: GuestConfig { launchers: vec![Arc::clone(&launcher) as Arc<dyn Launch>] },
                 orphan_timeout: Duration::from_secs(60),
             };
             Receiver::start(config)
         });
-        Self { hosts: hosts.collect(), dir, checked, port, kind: KIND.into() }
+        Self {
+            hosts: hosts.collect(),
+            dir,
+            checked,
+            early_waits,
+            port,
+            kind: KIND.into(),
+            working_set: Vec::new(),
+            paging: PAGING,
+        }
     }
 
     /// Starts the receivers anew with another time-out.
@@ -99,6 +116,11 @@ impl World {
     /// Pages that all clones have found right so far.
     pub(crate) fn checked_pages(&self) -> u64 {
         self.checked.load(Ordering::Relaxed)
+    }
+
+    /// Pages that clones had to wait for, among the first that each touched.
+    pub(crate) fn early_waits(&self) -> u64 {
+        self.early_waits.load(Ordering::Relaxed)
     }
 
     pub(crate) fn await_note(&self, patience: Duration, words: &str) -> String {
@@ -130,7 +152,7 @@ impl World {
             hosts,
             domain: 0,
         };
-        let prepared = Arc::new(Prepared::new(vec![vm], 1));
+        let mut prepared = Prepared::new(vec![vm], 1);
         let clones = all
             .iter()
             .flat_map(|host| (0..clones).map(move |clone| (*host, format!("golden-h{host}-{clone}"))));
@@ -140,6 +162,8 @@ impl World {
             fingerprint: "any".into(),
             attachments: vec![("state".into(), STATE.to_vec())],
             clones: clones.collect(),
+            working_set: self.working_set.clone(),
+            paging: self.paging,
         };
         let rate = RateConfig::Fixed(bytes_per_s.unwrap_or(100_000_000));
         let target = |host: &Receiver| HostTarget { name: host.config.name.clone(), address: host.address };
@@ -160,12 +184,15 @@ impl World {
             guests: vec![guest],
         };
         let group = Some([239, 77, 3, 1].into());
-        let schedule = Schedule {
+        let mut schedule = Schedule {
             channels: vec![ScheduledChannel { group, hosts: all }],
             segments: (0..prepared.segments.len())
                 .map(|segment| ScheduledSegment { segment, channel: 0 })
                 .collect(),
+            first: 0,
         };
+        schedule.put_first(&prepared.put_first(&[(VmId(0), &self.working_set)]));
+        let prepared = Arc::new(prepared);
         let transfer = Transfer::start(&prepared, &schedule, config).expect("sockets");
         let interrupt = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&interrupt);

@@ -53,7 +53,8 @@ impl Clones {
         let text = std::fs::read_to_string(&plan).expect("a plan");
         let mut value: Value = serde_json::from_str(&text).expect("JSON");
         value["vms"][0]["instances"] = json!(vec![self.per_host; hosts]);
-        value["vms"][0]["launch"] = json!({"kind": "microvm", "attachments": {"state": "golden/state"}});
+        value["vms"][0]["launch"] = json!({"kind": "microvm",
+            "attachments": {"state": "golden/state"}, "working_set": "golden/working-set"});
         std::fs::write(&plan, value.to_string()).expect("written");
         plan
     }

@@ -5,10 +5,10 @@ use crate::targets::{corpus_secret, join_frames};
 use pages::block::{BlockParts, ContentRun, Encoding, Scratch, UniformPlacement, encode_block};
 use pages::{PAGE_SIZE, Page, Pfn, UniformRun, VmId};
 use wire::control::{
-    Accept, Announce, Attachment, AttachmentOffer, BlockRange, CloneOffer, CloneStatus, Deficit,
-    FaultFigures, GuestOffer, GuestReport, GuestState, HostStats, HostStatus, Join, Message, Offer,
-    PageRange, Probe, ProbeResult, RefuseCause, Report, Through, ToHost, ToSender, TransferStatus, VmOffer,
-    Want,
+    Accept, Announce, Attachment, AttachmentOffer, BlockRange, Circle, CloneOffer, CloneStatus, Deficit,
+    FaultFigures, Fetch, Fetched, FirstTouched, GuestOffer, GuestReport, GuestState, HostStats, HostStatus,
+    Join, Message, Offer, PageRange, Paging, Peer, Probe, ProbeResult, RefuseCause, Report, Through, ToHost,
+    ToSender, TransferStatus, VmOffer, Want,
 };
 use wire::datagram::{Header, OVERHEAD_BYTES};
 use wire::seal::Sealer;
@@ -84,7 +84,15 @@ fn join() -> ToHost {
 fn guest() -> GuestOffer {
     let state = AttachmentOffer { name: "state".into(), len: 4096, digest: [6; 32] };
     let clones = (0..2).map(|clone| CloneOffer { clone, name: format!("web-2-{clone}") }).collect();
-    GuestOffer { vm: 1, kind: "microvm".into(), fingerprint: "x86".into(), attachments: vec![state], clones }
+    GuestOffer {
+        vm: 1,
+        kind: "microvm".into(),
+        fingerprint: "x86".into(),
+        attachments: vec![state],
+        clones,
+        working_set: 3,
+        paging: Paging { around: 16, working_set: true, wait_ms: 250 },
+    }
 }
 
 fn status() -> HostStatus {
@@ -95,8 +103,13 @@ fn status() -> HostStatus {
         missing_pages: 9,
         words: "tick 4".into(),
     };
-    let transfer =
-        TransferStatus { transfer: "t".into(), sender: Some("src".into()), clones: vec![clone], more: 0 };
+    let transfer = TransferStatus {
+        transfer: "t".into(),
+        sender: Some("src".into()),
+        peers: vec!["h2".into()],
+        clones: vec![clone],
+        more: 0,
+    };
     HostStatus { transfers: vec![transfer] }
 }
 
@@ -113,10 +126,16 @@ fn to_host() -> Vec<ToHost> {
             ipv6: false,
             vms: vec![vm.clone(), VmOffer { vm: 1, name: "web-2".into(), ..vm }],
             guests: vec![guest()],
+            peers: vec![Peer { name: "h2".into(), address: ([10, 0, 0, 2], 47_078).into() }],
+            circles: vec![Circle { id: 1, peers: vec![0] }],
         }),
         join(),
         ToHost::Leave { channel: 7 },
-        ToHost::Announce(Announce { first_block: 2, blocks: vec![(640, [1; 32]), (1 << 20, [2; 32])] }),
+        ToHost::Announce(Announce {
+            first_block: 2,
+            circle: 1,
+            blocks: vec![(640, [1; 32]), (1 << 20, [2; 32])],
+        }),
         ToHost::Through(Through { seq: 1, sent: vec![(7, 1000)], blocks: vec![range(0, 3), range(9, 1)] }),
         ToHost::BlockData { block: 2, bytes: vec![9; 64] },
         ToHost::Release,
@@ -125,6 +144,8 @@ fn to_host() -> Vec<ToHost> {
         ToHost::Attachment(Attachment { vm: 1, index: 0, last: true, bytes: vec![7; 40] }),
         ToHost::Pages { body: vec![5; 70] },
         ToHost::Status,
+        ToHost::FirstTouched(FirstTouched { vm: 1, pages: vec![9, 0, 1] }),
+        ToHost::Fetch(Fetch { transfer: "t".into(), digests: vec![[1; 32], [2; 32]] }),
     ]
 }
 
@@ -155,6 +176,7 @@ fn to_sender() -> Vec<ToSender> {
             faults: FaultFigures { here: 5, waited_p99_us: 900, ..FaultFigures::default() },
         }),
         ToSender::Status(status()),
+        ToSender::Fetched(Fetched { digest: [4; 32], bytes: vec![8; 50] }),
     ]
 }
 
@@ -180,7 +202,7 @@ fn receiving() -> Vec<u8> {
     let blocks = vec![(700, [0x55; 32]), (1000, [1; 32]), (300, [2; 32])];
     let control = [
         join(),
-        ToHost::Announce(Announce { first_block: 0, blocks }),
+        ToHost::Announce(Announce { first_block: 0, circle: 0, blocks }),
         ToHost::Through(Through { seq: 1, sent: vec![(7, 2)], blocks: vec![range(0, 3)] }),
         ToHost::BlockData { block: 2, bytes: vec![3; 300] },
         ToHost::Leave { channel: 7 },

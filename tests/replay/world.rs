@@ -194,7 +194,7 @@ impl World {
             let secret = ChannelSecret { key: [index + 1; 32], salt: [index; 4] };
             channels.push(ChannelSpec { group, hosts, id: ChannelId(100 + u32::from(index)), secret });
             let (channel, expected_bytes) = (usize::from(index), prepared.segment_bytes(index.into()));
-            segments.push(SegmentSpec { channel, expected_bytes });
+            segments.push(SegmentSpec { channel, expected_bytes, circle: 0 });
         }
         let config = SessionConfig::new(SYMBOL_SIZE, RateConfig::Fixed(100_000_000));
         let mut sender = Session::new(config, fec::CostModel::default(), 2, channels.clone(), &segments);

@@ -150,7 +150,7 @@ fn session(blocks: u64) -> Session {
         id: ChannelId(id),
         secret: ChannelSecret::random(),
     };
-    let segments = [SegmentSpec { channel: 0, expected_bytes: 1000 * blocks }];
+    let segments = [SegmentSpec { channel: 0, expected_bytes: 1000 * blocks, circle: 0 }];
     let config = SessionConfig::new(1424, RateConfig::Fixed(1 << 40));
     let mut session = Session::new(config, fec::CostModel::default(), 2, vec![channel(1)], &segments);
     let unicast = ([127, 0, 0, 1], 9).into();

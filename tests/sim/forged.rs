@@ -31,7 +31,11 @@ fn hear(session: &mut Session, ms: u64, message: ToHost) -> Result<(), ProtocolE
 fn announce(session: &mut Session, first_block: u64, count: usize) -> Result<(), ProtocolError> {
     for at in (0..count).step_by(limits::ANNOUNCED_MAX) {
         let blocks = vec![(640, [9; 32]); (count - at).min(limits::ANNOUNCED_MAX)];
-        hear(session, 0, ToHost::Announce(Announce { first_block: first_block + at as u64, blocks }))?;
+        hear(
+            session,
+            0,
+            ToHost::Announce(Announce { first_block: first_block + at as u64, circle: 0, blocks }),
+        )?;
     }
     Ok(())
 }
@@ -136,7 +140,7 @@ fn a_block_announced_twice_and_differently_ends_the_connection() {
         session.handle_datagram(&datagram(&mut sealer, 0, esi));
     }
     announce(&mut session, 0, 3).expect("the same again, as after a lost connection");
-    let longer = Announce { first_block: 0, blocks: vec![(700, [9; 32])] };
+    let longer = Announce { first_block: 0, circle: 0, blocks: vec![(700, [9; 32])] };
     assert_eq!(hear(&mut session, 1, ToHost::Announce(longer)), Err(ProtocolError::Changed(0)));
 }
 
@@ -154,7 +158,7 @@ fn questions_without_end_end_the_connection() {
 fn a_block_sent_whole_that_is_done_is_told_done_again() {
     let mut session = session();
     let mut held = |_: &wire::Digest| Some(Vec::new());
-    let announce = ToHost::Announce(Announce { first_block: 0, blocks: vec![(640, [9; 32])] });
+    let announce = ToHost::Announce(Announce { first_block: 0, circle: 0, blocks: vec![(640, [9; 32])] });
     session.handle_control(Duration::ZERO, announce, &mut held).expect("an announcement of what is held");
     session.handle_timeout(Duration::from_millis(5));
     let told = |session: &mut Session| said(session).iter().map(|report| report.done.len()).sum::<usize>();

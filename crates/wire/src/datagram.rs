@@ -149,7 +149,7 @@ mod tests {
         let mut bytes = [0; HEADER_BYTES];
         header().write(&mut bytes);
         let expected = [
-            b'V', b'S', 2, 2, 7, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 11, 0, 0, 0, 0xe8, 3, 0, 0, 13, 0, 0, 0, 0,
+            b'V', b'S', 3, 2, 7, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 11, 0, 0, 0, 0xe8, 3, 0, 0, 13, 0, 0, 0, 0,
             0, 0, 0,
         ];
         assert_eq!(bytes, expected);

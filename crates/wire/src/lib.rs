@@ -18,7 +18,7 @@ pub mod seal;
 pub use block_set::BlockSet;
 
 /// The protocol's version, sent in the first control message and in each datagram. Zero is invalid.
-pub const VERSION: u8 = 2;
+pub const VERSION: u8 = 3;
 
 /// A channel: one multicast group (or one host's unicast port) within one session. Allotted at random by
 /// the sender, so that datagrams of another session are told apart before a key is tried.

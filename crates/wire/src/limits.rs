@@ -36,3 +36,13 @@ pub const ATTACHMENT_PART_BYTES_MAX: usize = 512 << 10;
 pub const CLONES_MAX: usize = 1024;
 /// Pages wanted in one message, and as many ahead of them.
 pub const WANTED_MAX: usize = 1024;
+/// Pages of a recorded working set: 4 GiB of memory.
+pub const WORKING_SET_MAX: usize = 1 << 20;
+/// Pages of a recorded working set in one message.
+pub const FIRST_TOUCHED_MAX: usize = 1 << 16;
+/// Other hosts of a transfer that a host is told of.
+pub const PEERS_MAX: usize = 1024;
+/// Sets of hosts that need the same blocks, as far as a host is told of them.
+pub const CIRCLES_MAX: usize = 4096;
+/// Blocks asked of a peer in one message.
+pub const FETCHED_MAX: usize = 64;

@@ -16,6 +16,8 @@ pub struct CloneSpec {
     pub image: Arc<LazyImage>,
     /// What the VM needs beside its memory, verified: names and bytes.
     pub attachments: Arc<[(String, Vec<u8>)]>,
+    /// Its recorded working set: pages to put in place first, in this order. Empty if there is none.
+    pub working_set: Arc<[u32]>,
 }
 
 impl CloneSpec {

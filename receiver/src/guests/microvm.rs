@@ -49,7 +49,7 @@ impl MicroVms {
         let identity = Identity(u64::from(spec.clone) + 1);
         let mut vm =
             MicroVm::restore(&state, Arc::clone(&memory), identity).map_err(|error| words(&error))?;
-        let attachment = Attachment::new(
+        let mut attachment = Attachment::new(
             &spec.name,
             uffd,
             Arc::clone(&spec.image),
@@ -57,6 +57,7 @@ impl MicroVms {
             backing,
             Guard::Hook(Box::new(vm.ender())),
         );
+        attachment.first = spec.working_set.to_vec();
         let served = self.server.attach(attachment).map_err(|error| words(&error))?;
         vm.resume().map_err(|error| words(&error))?;
         Ok((vm, served))

@@ -9,6 +9,7 @@
 
 mod attachments;
 mod clone;
+mod error;
 mod firecracker;
 mod launch;
 #[cfg(target_arch = "x86_64")]
@@ -17,15 +18,17 @@ mod places;
 mod qemu;
 mod wants;
 mod words;
+mod working;
 
+pub use error::GuestError;
 pub use firecracker::{FirecrackerConfig, Firecrackers};
 pub use launch::{CloneSpec, Launch, Ward};
 #[cfg(target_arch = "x86_64")]
 pub use microvm::MicroVms;
 pub use qemu::{BaseDisk, MemoryKind, QemuMachine, Qemus};
-pub use wants::PrePaging;
+pub use wants::Wants;
 
-use crate::store::{Intake, StoreError};
+use crate::store::Intake;
 use attachments::Attachments;
 use clone::{Clone, Event, State, report, start};
 use crossbeam_channel::{Receiver, Sender, unbounded};
@@ -36,57 +39,16 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 use vmm::lazy::{LazyImage, Origin};
-use wants::Wants;
-use wire::control::{self, Attachment, CloneOffer, CloneStatus, GuestOffer, GuestState, ToSender};
+use wire::control::{
+    self, Attachment, CloneOffer, CloneStatus, FirstTouched, GuestOffer, GuestState, ToSender,
+};
+use working::WorkingSet;
 
 /// What a host allows to be started, and how.
 #[derive(Clone, Default)]
 pub struct GuestConfig {
     /// The programs; an offer of another kind is refused.
     pub launchers: Vec<Arc<dyn Launch>>,
-    /// Pages asked for beside those that guests wait for.
-    pub pre_paging: PrePaging,
-}
-
-/// Why guests cannot run here, or can no longer.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum GuestError {
-    /// This host has no program for the kind.
-    #[error("this host may not start VMs of kind {kind}: allow it with `--launch {kind}` there, if it is to")]
-    Kind {
-        /// The kind.
-        kind: String,
-    },
-    /// The program cannot run this VM.
-    #[error("{kind} on this host cannot run the VM: {reason}")]
-    Unfit {
-        /// The kind.
-        kind: String,
-        /// Why.
-        reason: String,
-    },
-    /// The offer names a VM twice, or one that is not offered.
-    #[error("the offer contradicts itself: guest of VM {vm}")]
-    Offer {
-        /// The VM.
-        vm: u16,
-    },
-    /// Its memory cannot be prepared.
-    #[error("cannot prepare the memory of guests")]
-    Memory(#[source] StoreError),
-    /// The sender said what makes no sense.
-    #[error("the sender broke the protocol: {0}")]
-    Protocol(String),
-    /// An answer cannot be placed.
-    #[error("VM {vm}: an answer to a page fault cannot be placed")]
-    Place {
-        /// The VM.
-        vm: u16,
-        /// Why.
-        #[source]
-        source: vmm::lazy::LazyError,
-    },
 }
 
 struct GuestVm {
@@ -94,6 +56,7 @@ struct GuestVm {
     image: Arc<LazyImage>,
     attachments: Attachments,
     wants: Wants,
+    working_set: WorkingSet,
     launcher: Arc<dyn Launch>,
     clones: Vec<Clone>,
 }
@@ -105,6 +68,7 @@ impl GuestVm {
             name: offer.name.clone(),
             image: Arc::clone(&self.image),
             attachments: Arc::clone(attachments),
+            working_set: self.working_set.whole().unwrap_or_default().into(),
         }
     }
 
@@ -178,7 +142,8 @@ impl Guests {
             let vm = GuestVm {
                 offer: offer.clone(),
                 attachments: Attachments::new(&offer.attachments),
-                wants: Wants::new(offer.vm, image.page_count(), config.pre_paging),
+                wants: Wants::new(offer.vm, image.page_count(), offer.paging),
+                working_set: WorkingSet::new(offer),
                 launcher: launcher(offer, config)?,
                 image,
                 clones: Vec::new(),
@@ -207,6 +172,7 @@ impl Guests {
         for vm in &mut self.vms {
             vm.attachments.restart();
             vm.wants.restart(&vm.image, now);
+            vm.working_set.restart();
             for clone in &mut vm.clones {
                 clone.told_complete = false;
                 if clone.state == State::Running {
@@ -215,7 +181,6 @@ impl Guests {
                 }
             }
         }
-        self.start_ready();
     }
 
     /// Takes in a part of an attachment; when all of a VM are here, its clones start.
@@ -223,13 +188,26 @@ impl Guests {
     /// # Errors
     /// [`GuestError::Protocol`].
     pub fn handle_attachment(&mut self, part: Attachment) -> Result<(), GuestError> {
-        let vm = self.vms.iter_mut().find(|vm| vm.offer.vm == part.vm);
-        let vm = vm.ok_or_else(|| {
-            GuestError::Protocol(format!("an attachment of VM {}, which is no guest", part.vm))
-        })?;
-        vm.attachments.take(part).map_err(GuestError::Protocol)?;
-        self.start_ready();
+        guest(&mut self.vms, part.vm)?.attachments.take(part).map_err(GuestError::Protocol)
+    }
+
+    /// Takes in a part of a recorded working set.
+    ///
+    /// # Errors
+    /// [`GuestError::Protocol`].
+    pub fn handle_first_touched(&mut self, part: &FirstTouched) -> Result<(), GuestError> {
+        let vm = guest(&mut self.vms, part.vm)?;
+        vm.working_set.take(part, vm.image.page_count()).map_err(GuestError::Protocol)?;
+        if let Some(pages) = vm.working_set.whole() {
+            vm.wants.set_working_set(pages);
+        }
         Ok(())
+    }
+
+    /// Whether clones wait for their working set: then [`Guests::poll`] is due soon, whatever happens.
+    #[must_use]
+    pub fn is_waiting_to_start(&self) -> bool {
+        self.vms.iter().any(|vm| vm.clones.is_empty() && vm.working_set.is_awaited())
     }
 
     /// Places an answer to page faults.
@@ -259,6 +237,7 @@ impl Guests {
     /// The next message to the sender.
     pub fn poll(&mut self, now: Duration) -> Option<ToSender> {
         self.take_events();
+        self.start_ready(now);
         // What guests wait for goes before what is told of them.
         let want = self.vms.iter_mut().find_map(|vm| vm.wants.poll(&vm.image, now));
         if let Some(want) = want {
@@ -321,12 +300,15 @@ impl Guests {
         self.messages.clear();
     }
 
-    fn start_ready(&mut self) {
+    fn start_ready(&mut self, now: Duration) {
         for vm in &mut self.vms {
             if !vm.clones.is_empty() {
                 continue;
             }
             let Some(attachments) = vm.attachments.all() else { continue };
+            if !vm.working_set.is_ready(&vm.image, now) {
+                continue;
+            }
             let attachments: Arc<[(String, Vec<u8>)]> = attachments.into();
             let specs: Vec<CloneSpec> =
                 vm.offer.clones.iter().map(|offer| vm.spec(offer, &attachments)).collect();
@@ -390,6 +372,11 @@ impl Drop for Guests {
 fn launcher(offer: &GuestOffer, config: &GuestConfig) -> Result<Arc<dyn Launch>, GuestError> {
     let launcher = config.launchers.iter().find(|launcher| launcher.kind() == offer.kind);
     launcher.cloned().ok_or_else(|| GuestError::Kind { kind: offer.kind.clone() })
+}
+
+fn guest(vms: &mut [GuestVm], vm: u16) -> Result<&mut GuestVm, GuestError> {
+    let found = vms.iter_mut().find(|guest| guest.offer.vm == vm);
+    found.ok_or_else(|| GuestError::Protocol(format!("a word for VM {vm}, which is no guest")))
 }
 
 fn image(vms: &[GuestVm], vm: VmId) -> Result<&LazyImage, GuestError> {

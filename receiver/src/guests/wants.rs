@@ -4,34 +4,23 @@ use pages::Bitmap;
 use std::ops::Range;
 use std::time::Duration;
 use vmm::lazy::LazyImage;
-use wire::control::{PageRange, Want};
+use wire::control::{PageRange, Paging, Want};
 use wire::limits;
 
 /// Blocks are not awaited any more when none came for so long.
 const BLOCKS_STALL: Duration = Duration::from_millis(500);
 
-/// Which pages are asked for beside those that guests wait for, once blocks do not come any more. While they come, everything
-/// asked for beside faults would be sent twice: to this host now, and to all hosts soon.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum PrePaging {
-    /// None.
-    Off,
-    /// So many missing pages behind a fault, and half as many before it ("bubbling", Hines and Gopalan, VEE 2009): memory is
-    /// used in neighbourhoods, more often upwards.
-    Around(u32),
-}
+/// Pages of the working set asked for beside each fault, or in one go while none waits.
+const WORKING_SET_AT_ONCE: usize = 32;
 
-impl Default for PrePaging {
-    /// 16 pages behind, 8 before.
-    fn default() -> Self {
-        Self::Around(16)
-    }
-}
-
-/// What has been asked for of one VM on this connection.
-pub(super) struct Wants {
+/// What has been asked for of one VM on this connection: the pages that guests wait for, and once blocks do not come any more,
+/// others. While they come, everything asked for beside faults would be sent twice: to this host now, and to all hosts soon.
+pub struct Wants {
     vm: u16,
-    pre_paging: PrePaging,
+    paging: Paging,
+    /// The recorded working set, in first-touch order, and how much of it was asked for or is here.
+    working_set: Vec<u32>,
+    next: usize,
     asked: Bitmap,
     /// Demanded on an earlier connection and still missing.
     renewed: Vec<u32>,
@@ -40,26 +29,37 @@ pub(super) struct Wants {
 }
 
 impl Wants {
-    pub(super) fn new(vm: u16, page_count: u32, pre_paging: PrePaging) -> Self {
+    /// Nothing asked for yet. Around a fault, memory is used in neighbourhoods, more often upwards ("bubbling", Hines and Gopalan,
+    /// VEE 2009): half as many pages before it as behind.
+    #[must_use]
+    pub fn new(vm: u16, page_count: u32, paging: Paging) -> Self {
         Self {
             vm,
-            pre_paging,
+            paging,
+            working_set: Vec::new(),
+            next: 0,
             asked: Bitmap::new(page_count),
             renewed: Vec::new(),
             by_blocks: (0, Duration::ZERO),
         }
     }
 
+    /// The recorded working set, for [`Paging::working_set`].
+    pub fn set_working_set(&mut self, pages: &[u32]) {
+        (self.working_set, self.next) = (pages.to_vec(), 0);
+    }
+
     /// A connection begins: what guests wait for is asked for anew.
-    pub(super) fn restart(&mut self, image: &LazyImage, now: Duration) {
+    pub fn restart(&mut self, image: &LazyImage, now: Duration) {
         self.by_blocks.1 = now;
         self.asked = Bitmap::new(image.page_count());
+        self.next = 0;
         self.renewed = image.outstanding();
         self.renewed.reverse();
     }
 
     /// The next message, if there is something to ask for.
-    pub(super) fn poll(&mut self, image: &LazyImage, now: Duration) -> Option<Want> {
+    pub fn poll(&mut self, image: &LazyImage, now: Duration) -> Option<Want> {
         let stats = image.stats();
         let by_blocks = stats.here - stats.from_sender - stats.from_peers;
         if by_blocks != self.by_blocks.0 {
@@ -87,11 +87,29 @@ impl Wants {
                 }
             }
         }
-        (!want.pages.is_empty()).then_some(want)
+        if self.paging.working_set && !blocks_come {
+            self.ask_for_working_set(image, room, &mut want);
+        }
+        (!want.pages.is_empty() || !want.ahead.is_empty()).then_some(want)
+    }
+
+    /// The next missing pages of the working set.
+    fn ask_for_working_set(&mut self, image: &LazyImage, room: usize, want: &mut Want) {
+        let most = room.min(WORKING_SET_AT_ONCE * want.pages.len().max(1));
+        let mut count = 0;
+        while count < most
+            && let Some(page) = self.working_set.get(self.next).copied()
+        {
+            self.next += 1;
+            if page < image.page_count() && !image.is_here(page) && self.asked.set(page) {
+                push(&mut want.ahead, page);
+                count += 1;
+            }
+        }
     }
 
     fn around(&self, page: u32, image: &LazyImage) -> [Range<u32>; 2] {
-        let PrePaging::Around(count) = self.pre_paging else { return [0..0, 0..0] };
+        let count = u32::from(self.paging.around);
         let end = page.saturating_add(1).saturating_add(count).min(image.page_count());
         [page + 1..end, page.saturating_sub(count / 2)..page]
     }
@@ -115,6 +133,10 @@ mod tests {
         LazyImage::memfd("wants", 100).expect("memfd")
     }
 
+    fn around(around: u16) -> Paging {
+        Paging { around, ..Paging::default() }
+    }
+
     fn range(first: u32, count: u32) -> PageRange {
         PageRange { first, count }
     }
@@ -123,7 +145,7 @@ mod tests {
     fn neighbours_are_asked_for_once_and_only_if_missing() {
         let image = image();
         image.place_word(24, 2, 7, Origin::Peer).expect("in range");
-        let mut wants = Wants::new(3, 100, PrePaging::Around(8));
+        let mut wants = Wants::new(3, 100, around(8));
         assert_eq!(wants.poll(&image, LATER), None);
         image.demand(20);
         let ahead = vec![range(21, 3), range(26, 3), range(16, 4)];
@@ -143,7 +165,7 @@ mod tests {
     #[test]
     fn while_blocks_come_nothing_is_asked_for_twice() {
         let image = image();
-        let mut wants = Wants::new(0, 100, PrePaging::Around(8));
+        let mut wants = Wants::new(0, 100, around(8));
         wants.restart(&image, LATER);
         let want = |page| Some(Want { vm: 0, pages: vec![page], ahead: vec![] });
         image.demand(20);
@@ -160,7 +182,7 @@ mod tests {
     #[test]
     fn another_connection_is_asked_for_what_is_still_missing() {
         let image = image();
-        let mut wants = Wants::new(0, 100, PrePaging::Off);
+        let mut wants = Wants::new(0, 100, Paging::default());
         for page in [5, 90, 40] {
             image.demand(page);
         }
@@ -170,5 +192,27 @@ mod tests {
         image.demand(1);
         assert_eq!(wants.poll(&image, LATER).map(|want| want.pages), Some(vec![5, 40, 1]));
         assert_eq!(wants.poll(&image, LATER), None);
+    }
+    #[test]
+    fn a_working_set_is_asked_for_in_its_order_once_blocks_stall() {
+        let image = image();
+        let mut wants = Wants::new(0, 100, Paging { working_set: true, ..Paging::default() });
+        wants.set_working_set(&[7, 8, 3, 50, 99]);
+        wants.restart(&image, LATER);
+        image.place_word(8, 1, 7, Origin::Block).expect("in range");
+        assert_eq!(wants.poll(&image, LATER), None, "blocks bring it");
+        let stalled = LATER + 2 * BLOCKS_STALL;
+        let want = wants.poll(&image, stalled).expect("asked for");
+        assert_eq!(
+            want,
+            Want { vm: 0, pages: vec![], ahead: vec![range(7, 1), range(3, 1), range(50, 1), range(99, 1)] }
+        );
+        assert_eq!(wants.poll(&image, stalled), None, "once");
+        image.demand(50);
+        assert_eq!(
+            wants.poll(&image, stalled).map(|want| want.pages),
+            Some(vec![50]),
+            "but a guest waits now"
+        );
     }
 }

@@ -35,6 +35,21 @@ pub struct Schedule {
     pub channels: Vec<ScheduledChannel>,
     /// Segments, in the order of sending.
     pub segments: Vec<ScheduledSegment>,
+    /// So many of them go out before clones run: recorded working sets.
+    pub first: usize,
+}
+
+impl Schedule {
+    /// Puts parts of segments before everything else, as [`Prepared::put_first`](crate::prepare::Prepared::put_first) made them.
+    pub fn put_first(&mut self, parts: &[(usize, usize)]) {
+        let first = |of: &ScheduledSegment| {
+            let (_, part) = parts.iter().find(|(segment, _)| *segment == of.segment)?;
+            Some(ScheduledSegment { segment: *part, ..*of })
+        };
+        let parts: Vec<ScheduledSegment> = self.segments.iter().filter_map(first).collect();
+        self.first += parts.len();
+        self.segments.splice(0..0, parts);
+    }
 }
 
 /// Everything about a transfer but the pages.

@@ -2,6 +2,7 @@
 //! the hosts.
 
 mod catch_up;
+mod circles;
 mod config;
 mod control;
 mod encoders;
@@ -21,6 +22,7 @@ use crate::prepare::Prepared;
 use crate::session::{Phase, SegmentSpec, Session};
 use crate::window::Window;
 use catch_up::Again;
+use circles::Circles;
 use control::{Connections, Link};
 use crossbeam_channel::{Receiver, RecvTimeoutError, unbounded};
 use encoders::{Encoded, Encoders, scaled};
@@ -98,10 +100,12 @@ impl Transfer {
         let transmitter = Transmitter::new(config.interface.clone(), config.options, dests.collect());
         let window = Window::new(&channels);
         let ratio = config.encode.ratio;
+        let circles = Circles::new(prepared, &config);
         let segments: Vec<SegmentSpec> = (schedule.segments.iter())
             .map(|scheduled| SegmentSpec {
                 channel: scheduled.channel,
                 expected_bytes: scaled(prepared.segment_bytes(scheduled.segment), ratio),
+                circle: circles.of_segment(scheduled.segment),
             })
             .collect();
         let (mut stripes, mut stripe_segments) = (Vec::new(), Vec::new());
@@ -129,7 +133,7 @@ impl Transfer {
                 session.handle_segment_encoded(position);
             }
         }
-        let offers = offers(prepared, &config);
+        let offers = offers(prepared, &config, &circles);
         let targets = config.hosts.iter().cloned().zip(offers).collect();
         let connections =
             Connections::start(targets, &config.identity, &out).map_err(TransferError::Start)?;
@@ -256,10 +260,12 @@ impl Transfer {
 
     /// In the order of the schedule, but a segment whose channel is held up does not hold up the next ones.
     fn feed_encoders(&mut self) {
-        if self.guests.go_first(self.start.elapsed()) {
-            return;
-        }
-        while let Some(segment) = (0..self.todo.len()).find(|segment| self.wants(*segment)) {
+        // Working sets are what clones wait for; the rest would keep them waiting.
+        let end = match self.guests.go_first(self.start.elapsed()) {
+            true => self.schedule.first,
+            false => self.todo.len(),
+        };
+        while let Some(segment) = (0..end).find(|segment| self.wants(*segment)) {
             if let Some(stripe) = self.todo[segment].next() {
                 self.encoders.start_on(stripe);
                 self.encoding[self.schedule.segments[segment].channel] += 1;

@@ -1,5 +1,6 @@
 //! What the hosts are told first, and the keys of a session.
 
+use super::circles::Circles;
 use super::{HostTarget, Schedule, TransferConfig};
 use crate::guests;
 use crate::prepare::Prepared;
@@ -31,7 +32,7 @@ pub(super) fn channel_specs(schedule: &Schedule) -> Vec<ChannelSpec> {
 }
 
 /// Each host's offer: the VMs that go there.
-pub(super) fn offers(prepared: &Prepared, config: &TransferConfig) -> Vec<ToHost> {
+pub(super) fn offers(prepared: &Prepared, config: &TransferConfig, circles: &Circles) -> Vec<ToHost> {
     let session = u64::from_le_bytes(std::array::from_fn({
         let random = ChannelSecret::random();
         move |at| random.key[at]
@@ -45,6 +46,7 @@ pub(super) fn offers(prepared: &Prepared, config: &TransferConfig) -> Vec<ToHost
             page_count: vm.source.page_count(),
             content_pages: prepared.content_pages(pages::VmId(id)),
         });
+        let (peers, circles) = circles.of_host(host, config);
         ToHost::Offer(Offer {
             version: wire::VERSION,
             session,
@@ -55,6 +57,8 @@ pub(super) fn offers(prepared: &Prepared, config: &TransferConfig) -> Vec<ToHost
             ipv6: config.ipv6,
             vms: vms.collect(),
             guests: guests::offers(&config.guests, host),
+            peers,
+            circles,
         })
     };
     config.hosts.iter().enumerate().map(offer).collect()

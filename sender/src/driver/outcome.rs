@@ -69,6 +69,8 @@ pub struct Outcome {
     pub clones: Clones,
     /// Pages answered to guests.
     pub pages: PageStats,
+    /// For each VM that was started: pages that its clones missed when they touched them, in the order of the first faults.
+    pub first_faults: Vec<(u16, Vec<u32>)>,
 }
 
 impl Outcome {
@@ -117,6 +119,9 @@ impl Transfer {
             segments: self.segment_log.clone(),
             clones: self.guests.clones.clone(),
             pages: self.guests.service.stats(),
+            first_faults: (self.config.guests.iter())
+                .map(|guest| (guest.vm, self.guests.service.first_faults(guest.vm).to_vec()))
+                .collect(),
         }
     }
 }

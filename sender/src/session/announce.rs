@@ -28,12 +28,18 @@ impl Session {
         let ids = std::mem::take(&mut self.hosts[host].unannounced);
         for range in control::ranges(ids.into_iter().map(BlockId)) {
             let ids: Vec<BlockId> = range.ids().collect();
-            for chunk in ids.chunks(limits::ANNOUNCED_MAX) {
+            let mut rest = &ids[..];
+            while let Some(first) = rest.first() {
+                let circle = self.circle(*first);
+                let alike =
+                    rest.iter().take(limits::ANNOUNCED_MAX).take_while(|id| self.circle(**id) == circle);
+                let (chunk, others) = rest.split_at(alike.count());
+                rest = others;
                 let blocks = chunk.iter().map(|id| {
                     let block = &self.blocks[super::index(*id)];
                     (block.len, block.digest)
                 });
-                let announce = Announce { first_block: chunk[0].0, blocks: blocks.collect() };
+                let announce = Announce { first_block: first.0, circle, blocks: blocks.collect() };
                 self.control.push_back((host, ToHost::Announce(announce)));
             }
         }
@@ -65,6 +71,10 @@ impl Session {
                 }
             }
         }
+    }
+
+    fn circle(&self, id: BlockId) -> u32 {
+        self.segments[self.blocks[super::index(id)].segment].circle
     }
 
     fn needs(&self, host: usize, id: u64) -> bool {

@@ -38,6 +38,7 @@ pub(super) enum State {
 
 pub(super) struct Segment {
     pub(super) channel: usize,
+    pub(super) circle: u32,
     expected_bytes: u64,
     pub(super) encoded_bytes: u64,
     /// Bytes of its blocks handed out.
@@ -70,6 +71,7 @@ impl Segment {
     pub(super) fn new(spec: &SegmentSpec) -> Self {
         Self {
             channel: spec.channel,
+            circle: spec.circle,
             expected_bytes: spec.expected_bytes,
             encoded_bytes: 0,
             sent_bytes: 0,

@@ -26,6 +26,8 @@ pub struct SegmentSpec {
     pub channel: usize,
     /// Bytes expected, for joining ahead and for the estimated time.
     pub expected_bytes: u64,
+    /// The circle of hosts that may have its blocks from each other, as the offers name it; 0: none.
+    pub circle: u32,
 }
 
 /// Symbols of one block to be sealed and sent in one batch.

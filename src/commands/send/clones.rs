@@ -1,19 +1,33 @@
 //! `scatter clone`: which clones start where, and what became of them.
 
+use super::outcome::Sent;
+use crate::cli::clones::{Clone, PrePaging, StartWhen};
 use crate::cli::exit::{Coded, Exit, Failure, Outcome};
 use crate::images;
 use crate::report::{CloneReport, ClonesReport};
 use crate::units::float;
 use anyhow::Context;
+use pages::PageSource;
 use planner::Plan;
+use planner::plan::PlannedVm;
 use sender::driver;
 use sender::guests::{CloneOutcome, GuestInput};
-use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
+use vmm::image::MappedImage;
 use vmm::qemu::DeviceState;
+use vmm::uffd::WorkingSet;
+use wire::control::Paging;
+
+/// Missing pages asked for behind a fault while no blocks come.
+const AROUND_PAGES: u16 = 16;
+/// Clones wait for their working set for so long at most.
+const WAIT_MS_MAX: u16 = 400;
 
 /// The guests of a plan.
-pub(super) fn guests(plan: &Plan, file: &Path) -> Outcome<Vec<GuestInput>> {
+pub(super) fn guests(plan: &Plan, args: &Clone, memories: &[Arc<MappedImage>]) -> Outcome<Vec<GuestInput>> {
+    let file = args.send.group.as_path();
+    let paging = paging(args)?;
     let mut guests = Vec::new();
     for ((vm, planned), instances) in (0..).zip(&plan.vms).zip(plan.instances_of_vms()) {
         let Some(launch) = &planned.launch else { continue };
@@ -34,6 +48,8 @@ pub(super) fn guests(plan: &Plan, file: &Path) -> Outcome<Vec<GuestInput>> {
             fingerprint: fingerprint(&planned.name, launch, &attachments)?,
             attachments,
             clones: clones.collect(),
+            working_set: working_set(args, planned, memories[usize::from(vm)].page_count())?,
+            paging,
         });
     }
     if guests.is_empty() {
@@ -55,6 +71,56 @@ fn fingerprint(vm: &str, launch: &planner::Launch, attachments: &[(String, Vec<u
     let (_, state) = state.or_exit(Exit::Input)?;
     let state = DeviceState::decode(state).with_context(|| format!("VM {vm}: attachment state"));
     Ok(state.or_exit(Exit::Input)?.offer())
+}
+
+/// What hosts are told of pre-paging.
+fn paging(args: &Clone) -> Outcome<Paging> {
+    let has = |way| args.pre_paging.contains(&way);
+    if has(PrePaging::Off) && args.pre_paging.len() > 1 {
+        return Err(Failure::new(Exit::Usage, "--pre-paging: `off` goes with nothing else"));
+    }
+    Ok(Paging {
+        around: if has(PrePaging::Around) { AROUND_PAGES } else { 0 },
+        working_set: has(PrePaging::WorkingSet),
+        wait_ms: if args.start == StartWhen::WorkingSet { WAIT_MS_MAX } else { 0 },
+    })
+}
+
+/// A VM's recorded working set, if there is one and it is to be used. It is advice: one that does not fit is named, and left out.
+fn working_set(args: &Clone, vm: &PlannedVm, page_count: u32) -> Outcome<Vec<u32>> {
+    let path = vm.launch.as_ref().and_then(|launch| launch.working_set.as_ref());
+    let Some(path) = path.filter(|_| args.pre_paging.contains(&PrePaging::WorkingSet)) else {
+        return Ok(Vec::new());
+    };
+    let path = images::path_beside(&args.send.group, path);
+    let words = || format!("VM {}: working set: cannot read {}", vm.name, path.display());
+    let bytes = std::fs::read(&path).with_context(words).or_exit(Exit::Input)?;
+    match WorkingSet::from_bytes(&bytes, page_count) {
+        Ok(set) => Ok(set.pages().to_vec()),
+        Err(error) => {
+            eprintln!("VM {}: {}: {error}: not used", vm.name, path.display());
+            Ok(Vec::new())
+        }
+    }
+}
+
+/// Writes what `--record` asks for.
+pub(super) fn record(args: &Clone, plan: &Plan, sent: &Sent) -> Outcome<()> {
+    let (Some(dir), Some(outcome)) = (&args.record, &sent.outcome) else { return Ok(()) };
+    std::fs::create_dir_all(dir)
+        .with_context(|| format!("cannot make {}", dir.display()))
+        .or_exit(Exit::Input)?;
+    for (vm, faults) in &outcome.first_faults {
+        let planned = &plan.vms[usize::from(*vm)];
+        let page_count = sent.page_count(*vm);
+        let mut pages = working_set(args, planned, page_count)?;
+        pages.extend(faults);
+        let path = dir.join(format!("{}.working-set", planned.name));
+        std::fs::write(&path, WorkingSet::of(page_count, &pages).to_bytes())
+            .with_context(|| format!("cannot write {}", path.display()))
+            .or_exit(Exit::Input)?;
+    }
+    Ok(())
 }
 
 /// What became of the clones; times from the start of the command, `prepare` before the transfer included.

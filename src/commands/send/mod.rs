@@ -6,6 +6,7 @@ mod outcome;
 mod schedule;
 
 use crate::cli::args::Send;
+use crate::cli::clones::Clone;
 use crate::cli::exit::{Coded, Exit, Failure, Outcome};
 use crate::cli::parse::{EncodingChoice, SymbolSize};
 use crate::commands::{host_addresses, load_keys, read_plan, sender_keys, sending_interface, threads};
@@ -16,7 +17,7 @@ use net::Interface;
 use net::interface::{HEADERS_V4_BYTES, HEADERS_V6_BYTES, path_mtu};
 use net::udp::SenderOptions;
 use outcome::Sent;
-use pages::{IdSet, PageSource};
+use pages::{IdSet, PageSource, VmId};
 use planner::{Isolation, Plan, SegmentWeight};
 use sender::driver::{HostTarget, Progress, Schedule, Transfer, TransferConfig};
 use sender::encode::{EncodePlan, SYMBOL_BYTES_MIN};
@@ -42,15 +43,15 @@ const WATCH_EVERY: Duration = Duration::from_secs(1);
 
 /// Memory files.
 pub(crate) fn run(args: &Send) -> Outcome {
-    send(args, false)
+    send(args, None)
 }
 
 /// `scatter clone`: VMs that are started while their memory arrives.
-pub(crate) fn clone(args: &Send) -> Outcome {
-    send(args, true)
+pub(crate) fn clone(args: &Clone) -> Outcome {
+    send(&args.send, Some(args))
 }
 
-fn send(args: &Send, launch: bool) -> Outcome {
+fn send(args: &Send, launch: Option<&Clone>) -> Outcome {
     let start = Instant::now();
     let plan = read_plan(&args.group)?;
     super::stale::refuse(&plan, &args.group)?;
@@ -64,10 +65,10 @@ fn send(args: &Send, launch: bool) -> Outcome {
     let interrupt = interrupt::install().or_exit(Exit::System)?;
     let mut display = Display::new(&plan, args.json);
     let images = open(&plan, &args.group)?;
-    let guests = if launch { clones::guests(&plan, &args.group)? } else { Vec::new() };
+    let guests = launch.map_or(Ok(Vec::new()), |args| clones::guests(&plan, args, &images))?;
     let threads = threads(args.threads);
     display.reading(&images);
-    let prepared = Arc::new(Prepared::new(vm_inputs(&plan, &images), threads));
+    let mut prepared = Prepared::new(vm_inputs(&plan, &images), threads);
     images::check_unchanged(&images)?;
     let sources: Vec<&Arc<dyn PageSource>> = prepared.vms.iter().map(|vm| &vm.source).collect();
     let costs = images::encoding_costs(&prepared.index, &sources);
@@ -77,7 +78,11 @@ fn send(args: &Send, launch: bool) -> Outcome {
     };
     let rate_bps = expected_rate(&args.rate.0, &plan);
     let (encoding, ratio) = images::encoding_for(&costs, forced, rate_bps, threads);
-    let schedule = schedule::schedule(&plan, &pool, &weights(&prepared, ratio), rate_bps);
+    let mut schedule = schedule::schedule(&plan, &pool, &weights(&prepared, ratio), rate_bps);
+    let working_sets: Vec<(VmId, &[u32])> =
+        guests.iter().map(|guest| (VmId(guest.vm), guest.working_set.as_slice())).collect();
+    schedule.put_first(&prepared.put_first(&working_sets));
+    let prepared = Arc::new(prepared);
     let settings = Settings {
         interface: interface.name.clone(),
         mtu: interface.mtu,
@@ -106,6 +111,9 @@ fn send(args: &Send, launch: bool) -> Outcome {
     };
     let mut sent = Sent::new(&plan, &prepared, &schedule, settings, prepare);
     transfer(&prepared, &schedule, config, &images, &interrupt, &mut display, &mut sent)?;
+    if let Some(args) = launch {
+        clones::record(args, &plan, &sent)?;
+    }
     finish(args, sent, &images, interrupt.load(Ordering::Relaxed), &mut display)
 }
 

@@ -41,6 +41,11 @@ impl<'a> Sent<'a> {
         Self { plan, prepared, schedule, settings, prepare, anonymous_peak: 0, started_at, outcome }
     }
 
+    /// Pages of a VM.
+    pub(super) fn page_count(&self, vm: u16) -> u32 {
+        self.prepared.index.page_count(pages::VmId(vm))
+    }
+
     /// Memory beyond the images is not kept as a peak by the kernel.
     pub(super) fn look_at_memory(&mut self) {
         self.anonymous_peak = self.anonymous_peak.max(usage::memory().anonymous);

@@ -83,7 +83,7 @@ fn convert(segments: &[SegmentWeight], planned: &planner::Schedule, addresses: &
             }
         }
     }
-    Schedule { channels, segments: order }
+    Schedule { channels, segments: order, first: 0 }
 }
 
 /// A host set in the planner's form.

@@ -117,8 +117,9 @@ fn sending_session(hosts: usize) -> Sending {
         spec(8, None, vec![0]),
         spec(9, Some([239, 1, 1, 2].into()), vec![0, 1]),
     ];
-    let segments: Vec<SegmentSpec> =
-        (0..channels.len()).map(|channel| SegmentSpec { channel, expected_bytes: 40_000 }).collect();
+    let segments: Vec<SegmentSpec> = (0..channels.len())
+        .map(|channel| SegmentSpec { channel, expected_bytes: 40_000, circle: 0 })
+        .collect();
     let mut session = Sending::new(config, CostModel::default(), hosts, channels, &segments);
     for segment in 0..segments.len() {
         for (len, seed) in [(9_000, 1), (65_536, 2), (1, 3)] {

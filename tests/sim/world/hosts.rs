@@ -51,6 +51,8 @@ impl World {
             ipv6: false,
             vms: vms.collect(),
             guests: Vec::new(),
+            peers: Vec::new(),
+            circles: Vec::new(),
         });
         self.tell_host(host, &offer);
     }

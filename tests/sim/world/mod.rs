@@ -100,7 +100,11 @@ impl World {
             let group = (hosts.len() > 1)
                 .then(|| std::net::IpAddr::from([239, 1, 1, u8::try_from(index % 250).expect("small")]));
             channels.push(ChannelSpec { group, hosts, id, secret: ChannelSecret::random() });
-            segments.push(SegmentSpec { channel: index, expected_bytes: prepared.segment_bytes(index) });
+            segments.push(SegmentSpec {
+                channel: index,
+                expected_bytes: prepared.segment_bytes(index),
+                circle: 0,
+            });
             let first = stripes.len();
             stripes.extend(prepared.stripes(index));
             todo.push(first..stripes.len());

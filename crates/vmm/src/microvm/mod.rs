@@ -15,6 +15,7 @@ mod console;
 mod device;
 pub mod guest;
 mod machine;
+mod record;
 mod runner;
 mod state;
 mod vcpu;
@@ -22,6 +23,7 @@ mod vcpu;
 pub use console::{Console, Report, Seen};
 pub use device::{Identity, Pattern, Workload};
 pub use machine::{Config, MicroVm, available};
+pub use record::{RecordError, record_working_set};
 pub use state::{STATE_BYTES_MAX, StateError, VmState};
 
 use crate::memory::MemoryError;

@@ -5,6 +5,7 @@
 //!   Offer (…, guests) ─────────────────────▶
 //!   ◀──────────────────────────── Accept
 //!   Attachment* (device state, settings) ──▶     before everything else
+//!   FirstTouched* (recorded working set) ──▶     its contents are the first blocks
 //!   ◀────────────────────── Guest (running)      a clone's first instruction
 //!   ◀───────────────────────────── Want*         pages that guests wait for
 //!   Pages* ────────────────────────────────▶     each at most once on a connection, ahead of all other data
@@ -29,6 +30,30 @@ pub struct GuestOffer {
     pub attachments: Vec<AttachmentOffer>,
     /// The clones to start on this host; at most [`limits::CLONES_MAX`].
     pub clones: Vec<CloneOffer>,
+    /// Pages of its recorded working set, told by `FirstTouched`; at most [`limits::WORKING_SET_MAX`].
+    pub working_set: u32,
+    /// Which pages are asked for before a guest waits for them, and when clones start.
+    pub paging: Paging,
+}
+
+/// Which pages a host asks for beside those that guests wait for, and when clones start.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub struct Paging {
+    /// Missing pages asked for behind a fault, and half as many before it; only while no blocks come. 0: none.
+    pub around: u16,
+    /// The recorded working set is asked for in its order; only while no blocks come.
+    pub working_set: bool,
+    /// Clones wait for their working set for so long at most before they start, in milliseconds. 0: they start at once.
+    pub wait_ms: u16,
+}
+
+/// A part of a recorded working set: pages in the order in which a guest first touched them. Parts come in order.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct FirstTouched {
+    /// The VM.
+    pub vm: u16,
+    /// At most [`limits::FIRST_TOUCHED_MAX`].
+    pub pages: Vec<u32>,
 }
 
 /// Device state, settings: bytes that a VM needs beside its memory.
@@ -143,6 +168,13 @@ impl FaultFigures {
 }
 
 impl GuestOffer {
+    /// Whether this is the same guest with the same clones; how its pages are brought may differ.
+    #[must_use]
+    pub fn is_same_guest(&self, other: &Self) -> bool {
+        let of = |offer: &Self| Self { working_set: 0, paging: Paging::default(), ..offer.clone() };
+        of(self) == of(other)
+    }
+
     pub(super) fn check(&self) -> Result<(), ControlError> {
         at_most("guest kind", self.kind.len(), limits::NAME_BYTES_MAX)?;
         at_most("fingerprint", self.fingerprint.len(), limits::FINGERPRINT_BYTES_MAX)?;
@@ -152,9 +184,16 @@ impl GuestOffer {
             at_most("attachment length", attachment.len as usize, limits::ATTACHMENT_BYTES_MAX)?;
         }
         at_most("clones", self.clones.len(), limits::CLONES_MAX)?;
+        at_most("working set", self.working_set as usize, limits::WORKING_SET_MAX)?;
         self.clones
             .iter()
             .try_for_each(|clone| at_most("clone name", clone.name.len(), limits::NAME_BYTES_MAX))
+    }
+}
+
+impl FirstTouched {
+    pub(super) fn check(&self) -> Result<(), ControlError> {
+        at_most("pages touched first", self.pages.len(), limits::FIRST_TOUCHED_MAX)
     }
 }
 

@@ -22,6 +22,7 @@
 mod check;
 mod guests;
 pub mod measure;
+mod peers;
 mod ranges;
 mod status;
 #[cfg(test)]
@@ -30,9 +31,10 @@ mod to_host;
 mod to_sender;
 
 pub use guests::{
-    Attachment, AttachmentOffer, CloneOffer, FaultFigures, GuestOffer, GuestReport, GuestState, PageRange,
-    Want,
+    Attachment, AttachmentOffer, CloneOffer, FaultFigures, FirstTouched, GuestOffer, GuestReport, GuestState,
+    PageRange, Paging, Want,
 };
+pub use peers::{Circle, Fetch, Fetched, Peer};
 pub use ranges::{BlockRange, ranges};
 pub use status::{CloneStatus, HostStatus, TransferStatus};
 pub use to_host::{Announce, Join, Offer, Probe, Through, ToHost, VmOffer};

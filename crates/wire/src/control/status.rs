@@ -19,6 +19,8 @@ pub struct TransferStatus {
     pub transfer: String,
     /// The sender that is connected now, which brings what is missing; none if nobody does.
     pub sender: Option<String>,
+    /// Hosts that brought pages after the sender was lost.
+    pub peers: Vec<String>,
     /// At most [`limits::CLONES_MAX`] of its clones.
     pub clones: Vec<CloneStatus>,
     /// Clones beyond these.
@@ -47,6 +49,11 @@ impl HostStatus {
             at_most("transfer name", transfer.transfer.len(), limits::NAME_BYTES_MAX)?;
             let sender = transfer.sender.as_ref().map_or(0, String::len);
             at_most("sender name", sender, limits::NAME_BYTES_MAX)?;
+            at_most("peers", transfer.peers.len(), limits::PEERS_MAX)?;
+            transfer
+                .peers
+                .iter()
+                .try_for_each(|peer| at_most("peer name", peer.len(), limits::NAME_BYTES_MAX))?;
             at_most("clones", transfer.clones.len(), limits::CLONES_MAX)?;
             for clone in &transfer.clones {
                 at_most("clone name", clone.name.len(), limits::NAME_BYTES_MAX)?;

@@ -16,13 +16,23 @@ fn offer() -> ToHost {
         ipv6: false,
         vms: vec![vm],
         guests: vec![guest()],
+        peers: vec![Peer { name: "h2".into(), address: ([10, 0, 0, 2], 47078).into() }],
+        circles: vec![Circle { id: 1, peers: vec![0] }],
     })
 }
 
 fn guest() -> GuestOffer {
     let state = AttachmentOffer { name: "state".into(), len: 9, digest: [3; 32] };
     let clones = vec![CloneOffer { clone: 7, name: "a-7".into() }];
-    GuestOffer { vm: 0, kind: "microvm".into(), fingerprint: "v1".into(), attachments: vec![state], clones }
+    GuestOffer {
+        vm: 0,
+        kind: "microvm".into(),
+        fingerprint: "v1".into(),
+        attachments: vec![state],
+        clones,
+        working_set: 3,
+        paging: Paging { around: 16, working_set: true, wait_ms: 250 },
+    }
 }
 
 fn want() -> ToSender {
@@ -56,9 +66,10 @@ fn limits_are_checked_by_name() {
     let error = ToHost::decode(&long.encode()).expect_err("too long");
     assert!(matches!(error, ControlError::Limit { field: "reason", .. }), "{error}");
     let blocks = vec![(limits::BLOCK_BYTES_MAX + 1, [0; 32])];
-    let announce = ToHost::Announce(Announce { first_block: 0, blocks });
+    let announce = ToHost::Announce(Announce { first_block: 0, circle: 0, blocks });
     assert!(ToHost::decode(&announce.encode()).is_err());
-    let ids_end = ToHost::Announce(Announce { first_block: u64::MAX, blocks: vec![(8, [0; 32]); 2] });
+    let ids_end =
+        ToHost::Announce(Announce { first_block: u64::MAX, circle: 0, blocks: vec![(8, [0; 32]); 2] });
     assert!(matches!(ToHost::decode(&ids_end.encode()), Err(ControlError::Limit { field: "block id", .. })));
     // Few bytes that would keep a peer busy for minutes.
     let range = BlockRange { first: 0, count: 1 << 22 };
@@ -75,6 +86,10 @@ fn limits_are_checked_by_name() {
     offered.guests = vec![huge];
     let error = ToHost::decode(&ToHost::Offer(offered).encode()).expect_err("too long");
     assert!(matches!(error, ControlError::Limit { field: "attachment length", .. }), "{error}");
+    let ToHost::Offer(mut offered) = offer() else { unreachable!("an offer") };
+    offered.circles[0].peers = vec![1];
+    let error = ToHost::decode(&ToHost::Offer(offered).encode()).expect_err("no such peer");
+    assert!(matches!(error, ControlError::Limit { field: "number of a peer", .. }), "{error}");
     assert_eq!(reason(&"é".repeat(600)).len(), limits::REASON_BYTES_MAX);
 }
 

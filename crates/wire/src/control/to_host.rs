@@ -1,7 +1,10 @@
 //! What the sender says to a host.
 
 use super::check::{at_most, check_block_len, check_ids, check_ranges};
-use super::{Attachment, BlockRange, ControlError, GuestOffer, Message, measure};
+use super::{
+    Attachment, BlockRange, Circle, ControlError, Fetch, FirstTouched, GuestOffer, Message, Peer, measure,
+    peers,
+};
 use crate::seal::ChannelSecret;
 use crate::{ChannelId, Digest, VERSION, limits};
 use serde::{Deserialize, Serialize};
@@ -53,6 +56,10 @@ pub enum ToHost {
     },
     /// `scatter status`, in place of an offer: what runs there? Answered by `Status`.
     Status,
+    /// A part of a guest's recorded working set.
+    FirstTouched(FirstTouched),
+    /// A host of the same transfer, in place of an offer: blocks that it lacks. Answered by `Fetched`.
+    Fetch(Fetch),
 }
 
 /// One VM of an offer.
@@ -91,6 +98,10 @@ pub struct Offer {
     pub vms: Vec<VmOffer>,
     /// Those of them that are started while their memory arrives; a VM is named at most once.
     pub guests: Vec<GuestOffer>,
+    /// Other hosts that need some of the same blocks, for when the sender is gone; none if nothing depends on it.
+    pub peers: Vec<Peer>,
+    /// Which of them need the same blocks. A circle that is not listed has this host alone.
+    pub circles: Vec<Circle>,
 }
 
 /// Membership of one channel.
@@ -111,6 +122,8 @@ pub struct Join {
 pub struct Announce {
     /// Id of the first.
     pub first_block: u64,
+    /// The circle of hosts that need them; 0 if none was offered.
+    pub circle: u32,
     /// Length in bytes and digest of each; at most [`limits::ANNOUNCED_MAX`].
     pub blocks: Vec<(u32, Digest)>,
 }
@@ -166,6 +179,7 @@ impl Message for ToHost {
                 at_most("symbol size", offer.symbol_size_max.into(), limits::SYMBOL_BYTES_MAX.into())?;
                 at_most("guests", offer.guests.len(), limits::VMS_MAX)?;
                 offer.guests.iter().try_for_each(GuestOffer::check)?;
+                peers::check(&offer.peers, &offer.circles)?;
                 offer.vms.iter().try_for_each(|vm| at_most("VM name", vm.name.len(), limits::NAME_BYTES_MAX))
             }
             Self::Announce(announce) => {
@@ -185,6 +199,8 @@ impl Message for ToHost {
                 at_most("attachment part", part.bytes.len(), limits::ATTACHMENT_PART_BYTES_MAX)
             }
             Self::Pages { body } => at_most("pages", body.len(), limits::BLOCK_BYTES_MAX as usize),
+            Self::FirstTouched(part) => part.check(),
+            Self::Fetch(fetch) => fetch.check(),
             Self::Join(_) | Self::Leave { .. } | Self::Release | Self::Status => Ok(()),
         }
     }

@@ -1,7 +1,7 @@
 //! What a host says to the sender.
 
 use super::check::{at_most, check_ranges};
-use super::{BlockRange, ControlError, GuestReport, HostStatus, Message, Want, measure};
+use super::{BlockRange, ControlError, Fetched, GuestReport, HostStatus, Message, Want, measure};
 use crate::{Digest, limits};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -62,6 +62,8 @@ pub enum ToSender {
     Guest(GuestReport),
     /// Answer to `Status`.
     Status(HostStatus),
+    /// Answer to `Fetch`.
+    Fetched(Fetched),
 }
 
 /// A host's readiness.
@@ -180,6 +182,7 @@ impl Message for ToSender {
             Self::Want(want) => want.check(),
             Self::Guest(report) => report.check(),
             Self::Status(status) => status.check(),
+            Self::Fetched(fetched) => fetched.check(),
             Self::Accept(_)
             | Self::Joined { .. }
             | Self::VmComplete { .. }
