@@ -31,6 +31,7 @@ fn main() -> ExitCode {
         Command::Send(args) => commands::send::run(&args),
         Command::Clone(args) => commands::send::clone(&args),
         Command::Status(args) => commands::status::run(&args),
+        Command::Capture(args) => commands::capture::run(&args),
         Command::Microvm(args) => commands::microvm::run(&args),
         Command::Report(args) => commands::report::run(&args),
         Command::Doctor(args) => commands::doctor::run(&args),

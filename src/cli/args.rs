@@ -42,6 +42,9 @@ pub(crate) struct Demo {
     /// Rate of the sender's link and of the transfer, in bit/s
     #[arg(long, value_parser = parse::bits_per_s, default_value = "1G")]
     pub(crate) rate: u64,
+    /// Clones of a running micro-VM on each host, where KVM is there; 0 for none
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(0..=64))]
+    pub(crate) clones: u32,
     /// Where the HTML report goes
     #[arg(long, value_name = "FILE", default_value = "scatter-demo.html", overrides_with = "html")]
     pub(crate) html: PathBuf,

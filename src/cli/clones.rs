@@ -1,6 +1,7 @@
 //! The flags of `clone` and `microvm`.
 
 use super::args::Send;
+use super::parse;
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
@@ -21,7 +22,8 @@ Examples:
   scatter clone --group plan.json --keys keys/src
   scatter clone --group plan.json --json | jq 'select(.event == \"clone\")'
   scatter clone --group plan.json --report clones.json
-  scatter clone --group plan.json --record . --start at-once --pre-paging off")]
+  scatter clone --group plan.json --record . --start at-once --pre-paging off
+  scatter clone --group plan.json --from golden=/run/golden.sock")]
 pub(crate) struct Clone {
     /// As `scatter send`
     #[command(flatten)]
@@ -36,6 +38,10 @@ pub(crate) struct Clone {
     /// they touched them, in order
     #[arg(long, value_name = "DIR")]
     pub(crate) record: Option<PathBuf>,
+    /// Takes the VM's snapshot first, from the running VM whose hypervisor has its API there (`scatter capture`): its image,
+    /// its attachments and the plan are written anew. To take up a transfer that broke off, leave it out. May be given more than once
+    #[arg(long, value_name = "VM=SOCKET", value_parser = parse::vm_socket)]
+    pub(crate) from: Vec<(String, String)>,
 }
 
 /// `--pre-paging`.
@@ -56,6 +62,45 @@ pub(crate) enum StartWhen {
     AtOnce,
     /// With device state and recorded working set; at the latest 0.4 s after the device state
     WorkingSet,
+}
+
+/// Takes a snapshot of a running VM to clone, through its hypervisor's API; the VM runs on
+#[derive(Args, Debug)]
+#[command(after_help = "\
+DIR gets `memory` (raw), the VM's state, and `launch.json`: the `launch` of a plan's VM whose image is `memory`. The VM stands still while it is
+written, so DIR belongs on a tmpfs. Cloud Hypervisor's VMs need memory with shared=on. A hypervisor in a jail must see DIR by the same path.
+
+Examples:
+  scatter capture firecracker /run/golden.sock /dev/shm/golden
+  scatter capture firecracker /run/golden.sock /dev/shm/later --base /dev/shm/golden/memory
+  scatter capture cloud-hypervisor /run/ch.sock /dev/shm/golden")]
+pub(crate) struct Capture {
+    /// The hypervisor
+    #[arg(value_enum)]
+    pub(crate) kind: CaptureKind,
+    /// Its API's socket
+    pub(crate) socket: PathBuf,
+    /// The directory, made if need be
+    pub(crate) dir: PathBuf,
+    /// Only what changed since the VM's last snapshot, whose memory this is, is written by the hypervisor (Firecracker)
+    #[arg(long, value_name = "MEMORY")]
+    pub(crate) base: Option<PathBuf>,
+}
+
+/// Hypervisors whose running VMs can be captured; named as [`LaunchKind`].
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum CaptureKind {
+    /// Firecracker: pause, snapshot, resume
+    Firecracker,
+    /// Cloud Hypervisor: a local migration that is not finished
+    CloudHypervisor,
+}
+
+impl CaptureKind {
+    /// As it is given.
+    pub(crate) fn name(self) -> String {
+        self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+    }
 }
 
 /// Says which clones run at a plan's hosts, and who they depend on
@@ -113,6 +158,8 @@ pub(crate) enum LaunchKind {
     Microvm,
     /// Firecracker
     Firecracker,
+    /// Cloud Hypervisor
+    CloudHypervisor,
     /// Stock QEMU, with the machines of --qemu
     Qemu,
 }
@@ -131,6 +178,9 @@ pub(crate) struct Programs {
     /// Firecracker's binary, for `--launch firecracker`. Default: `firecracker` in PATH
     #[arg(long, value_name = "FILE", env = "SCATTER_FIRECRACKER")]
     pub(crate) firecracker: Option<PathBuf>,
+    /// Cloud Hypervisor's binary, for `--launch cloud-hypervisor`. Default: `cloud-hypervisor` in PATH
+    #[arg(long, value_name = "FILE", env = "SCATTER_CLOUD_HYPERVISOR")]
+    pub(crate) cloud_hypervisor: Option<PathBuf>,
     /// Directory in which clones that are processes of their own have a folder each: API socket, console, log. Its path must be
     /// short. Default: clones, in the store
     #[arg(long, value_name = "DIR")]
@@ -154,6 +204,7 @@ impl Programs {
         };
         Self {
             firecracker: self.firecracker.or(program(file.firecracker)),
+            cloud_hypervisor: self.cloud_hypervisor.or(program(file.cloud_hypervisor)),
             clones: self.clones.or(beside(file.clones)),
             tap: self.tap.or(file.tap),
             qemu: if self.qemu.is_empty() {

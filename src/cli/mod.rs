@@ -49,6 +49,7 @@ pub(crate) enum Command {
     Simulate(args::Simulate),
     Send(Box<args::Send>),
     Clone(Box<clones::Clone>),
+    Capture(clones::Capture),
     Microvm(clones::Microvm),
     Status(clones::Status),
     Report(args::Report),

@@ -123,6 +123,14 @@ pub(crate) fn pair(text: &str) -> Result<(String, String), String> {
     Ok((a.to_owned(), b.to_owned()))
 }
 
+/// A VM and its hypervisor's API socket: `golden=/run/golden.sock`.
+pub(crate) fn vm_socket(text: &str) -> Result<(String, String), String> {
+    let parts = text.split_once('=').filter(|(vm, socket)| !vm.is_empty() && !socket.is_empty());
+    let (vm, socket) =
+        parts.ok_or_else(|| format!("`{text}` is no VM with a socket, as golden=/run/golden.sock"))?;
+    Ok((vm.to_owned(), socket.to_owned()))
+}
+
 /// A host and a rate: `h3=200M`.
 pub(crate) fn host_rate(text: &str) -> Result<(String, u64), String> {
     let (host, rate) =

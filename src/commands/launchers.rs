@@ -2,7 +2,10 @@
 
 use crate::cli::clones::{LaunchKind, Programs};
 use crate::cli::exit::{Exit, Failure, Outcome};
-use receiver::guests::{FirecrackerConfig, Firecrackers, Launch, MicroVms, QemuMachine, Qemus};
+use receiver::guests::{
+    CloudHypervisorConfig, CloudHypervisors, FirecrackerConfig, Firecrackers, Launch, MicroVms, QemuMachine,
+    Qemus,
+};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -60,6 +63,11 @@ fn launcher(
         LaunchKind::Microvm => Arc::new(MicroVms::new()?),
         LaunchKind::Firecracker => Arc::new(Firecrackers::new(FirecrackerConfig {
             binary: binary(&programs.firecracker, "firecracker"),
+            clones: clones.to_owned(),
+            tap: programs.tap.clone(),
+        })?),
+        LaunchKind::CloudHypervisor => Arc::new(CloudHypervisors::new(CloudHypervisorConfig {
+            binary: binary(&programs.cloud_hypervisor, "cloud-hypervisor"),
             clones: clones.to_owned(),
             tap: programs.tap.clone(),
         })?),

@@ -1,6 +1,7 @@
 //! A file for each command.
 
 pub(crate) mod answers;
+pub(crate) mod capture;
 pub(crate) mod demo;
 pub(crate) mod doctor;
 pub(crate) mod keys;

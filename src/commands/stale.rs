@@ -58,7 +58,7 @@ fn inventory_differs(plan: &Plan, plan_file: &Path) -> Vec<Violation> {
 }
 
 /// Size and time of a file, if it can be looked at.
-fn look_at(path: &Path) -> Option<ImageStamp> {
+pub(super) fn look_at(path: &Path) -> Option<ImageStamp> {
     let metadata = std::fs::metadata(path).ok()?;
     let modified = metadata.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
     let modified_ns = u64::try_from(modified.as_nanos()).ok()?;

@@ -5,21 +5,22 @@ use crate::cli::exit::{Coded, Exit, Outcome};
 use crate::commands::{host_addresses, load_keys, read_plan, sender_keys};
 use net::control::connect;
 use net::pki::Identity;
+use planner::Plan;
 use serde_json::json;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use wire::control::{HostStatus, Message, ToHost, ToSender, TransferStatus};
+use wire::control::{CloneStatus, HostStatus, Message, ToHost, ToSender, TransferStatus};
 
 /// A host that says nothing for so long cannot be asked.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
 
-pub(crate) fn run(args: &Status) -> Outcome {
-    let plan = read_plan(&args.group)?;
-    let identity = Arc::new(load_keys(&sender_keys(args.keys.as_ref(), &plan))?);
-    let addresses = host_addresses(&plan)?;
+/// What each host of a plan says, in the plan's order.
+fn answers(args: &Status, plan: &Plan) -> Outcome<Vec<Result<HostStatus, String>>> {
+    let identity = Arc::new(load_keys(&sender_keys(args.keys.as_ref(), plan))?);
+    let addresses = host_addresses(plan)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().or_exit(Exit::System)?;
-    let answers: Vec<Result<HostStatus, String>> = runtime.block_on(async {
+    Ok(runtime.block_on(async {
         let mut tasks = Vec::new();
         for (host, address) in plan.hosts.iter().zip(addresses) {
             let (identity, name) = (Arc::clone(&identity), host.name.clone());
@@ -33,7 +34,19 @@ pub(crate) fn run(args: &Status) -> Outcome {
             answers.push(task.await.unwrap_or_else(|error| Err(error.to_string())));
         }
         answers
-    });
+    }))
+}
+
+/// The clones of all hosts that can be asked.
+pub(crate) fn clones(args: &Status) -> Outcome<Vec<CloneStatus>> {
+    let answers = answers(args, &read_plan(&args.group)?)?;
+    let transfers = answers.into_iter().flatten().flat_map(|status| status.transfers);
+    Ok(transfers.flat_map(|transfer| transfer.clones).collect())
+}
+
+pub(crate) fn run(args: &Status) -> Outcome {
+    let plan = read_plan(&args.group)?;
+    let answers = answers(args, &plan)?;
     let named: Vec<(&str, &Result<HostStatus, String>)> =
         plan.hosts.iter().map(|host| host.name.as_str()).zip(&answers).collect();
     if args.json {
@@ -103,7 +116,7 @@ fn as_json((host, answer): &(&str, &Result<HostStatus, String>)) -> serde_json::
         Ok(status) => status,
         Err(reason) => return json!({"host": host, "error": reason}),
     };
-    let clone = |clone: &wire::control::CloneStatus| {
+    let clone = |clone: &CloneStatus| {
         json!({"name": clone.name, "starting": clone.starting, "over": clone.over,
             "missing_pages": clone.missing_pages, "words": clone.words})
     };

@@ -1,5 +1,6 @@
 //! What became of clones, in the report.
 
+use super::html::escape;
 use crate::units::{bytes, float, time};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -112,4 +113,53 @@ pub(super) fn text(out: &mut String, clones: &ClonesReport) {
             let _ = writeln!(out, "{} on {}: failed: {reason}", clone.name, clone.host);
         }
     }
+}
+
+/// As a section of the HTML page.
+pub(super) fn html(out: &mut String, clones: &ClonesReport) {
+    let seconds = |at: Option<f64>| at.map_or("–".to_owned(), time);
+    let all = clones.clones.len();
+    let good = clones.running == all as u64 && clones.clones.iter().all(|clone| clone.failed.is_none());
+    let _ = write!(
+        out,
+        "<section><h2>Clones that run while their memory arrives</h2><div class=\"tiles\"><div class=\"tile\"><b>{}</b>\
+         <span>until half of the clones ran, from the start of the command</span></div><div class=\"tile\"><b>{}</b>\
+         <span>until the last one ran</span></div></div><p><span class=\"pill {}\">{} of {all} clones ran</span></p>",
+        seconds(clones.first_instruction_p50_s),
+        seconds(clones.first_instruction_last_s),
+        if good { "good" } else { "bad" },
+        clones.running,
+    );
+    out.push_str(
+        "<table><thead><tr><th>clone</th><th>host</th><th class=\"n\">first instruction</th><th class=\"n\">all memory there</th>\
+         <th class=\"n\">faults: here</th><th class=\"n\">by a block</th><th class=\"n\">by the sender</th>\
+         <th class=\"n\">by a peer</th><th class=\"n\">wait, 99 %</th></tr></thead><tbody>",
+    );
+    for clone in &clones.clones {
+        let first = clone.failed.as_ref().map_or_else(
+            || seconds(clone.first_instruction_s),
+            |reason| format!("<b class=\"bad\">failed: {}</b>", escape(reason)),
+        );
+        let _ = write!(
+            out,
+            "<tr><td>{}</td><td>{}</td><td class=\"n\">{first}</td><td class=\"n\">{}</td><td class=\"n\">{}</td>\
+             <td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td></tr>",
+            escape(&clone.name),
+            escape(&clone.host),
+            seconds(clone.independent_s),
+            clone.faults_here,
+            clone.faults_block,
+            clone.faults_sender,
+            clone.faults_peer,
+            time(float(clone.waited_p99_us.into()) / 1e6),
+        );
+    }
+    let _ = writeln!(
+        out,
+        "</tbody></table><p class=\"note\">The sender sent {} pages because a guest waited for them and {} ahead of faults, {}. \
+         Times are until the sender knows.</p></section>",
+        clones.pages_answered,
+        clones.pages_ahead,
+        bytes(clones.answer_bytes),
+    );
 }

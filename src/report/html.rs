@@ -18,6 +18,9 @@ pub(crate) fn page(report: &TransferReport) -> String {
     );
     head(&mut out, report);
     comparison(&mut out, report);
+    if let Some(clones) = &report.clones {
+        super::clones::html(&mut out, clones);
+    }
     bytes_section(&mut out, report);
     classes(&mut out, report);
     hosts(&mut out, report);

@@ -2,7 +2,7 @@
 
 use crate::support::Bench;
 
-const COMMANDS: [&str; 15] = [
+const COMMANDS: [&str; 16] = [
     "demo",
     "keys",
     "receive",
@@ -11,6 +11,7 @@ const COMMANDS: [&str; 15] = [
     "simulate",
     "send",
     "clone",
+    "capture",
     "microvm",
     "status",
     "report",

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 /// A machine without `/dev/kvm` has nothing to try this on; one whose device may not be used is a failure where tests
 /// are required.
-fn kvm_or_skip(test: &str) -> bool {
+pub(crate) fn kvm_or_skip(test: &str) -> bool {
     match vmm::microvm::available() {
         Ok(()) => true,
         Err(error) => {

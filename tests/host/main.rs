@@ -18,3 +18,4 @@ mod process;
 mod qemu;
 mod rate;
 mod resume;
+mod vmms;

@@ -13,8 +13,6 @@ const VMSTATE: &str = "vmstate";
 const CONFIG: &str = "config";
 /// Where a vsock's sockets begin in a clone's folder.
 const VSOCK: &str = "vsock.sock";
-/// Longest name of a network device (`IFNAMSIZ`, netdevice(7)), its last zero not counted.
-const DEVICE_NAME_MAX: usize = 15;
 
 /// How this host runs Firecrackers.
 #[derive(Clone, Debug)]
@@ -60,7 +58,7 @@ impl Firecrackers {
             dir: place.dir.clone(),
             id: place.id.clone(),
             vmstate: vmstate.clone(),
-            network: self.network(&devices, place.slot)?,
+            network: self.network(&devices, place)?,
             vsock: devices.vsock.then(|| place.dir.join(VSOCK)),
             // A guest that asks who it is must find the answer from its first instruction on.
             resume: metadata.is_none(),
@@ -77,14 +75,10 @@ impl Firecrackers {
         Ok(clone)
     }
 
-    fn network(&self, devices: &Devices, slot: usize) -> Result<Vec<NetworkOverride>, String> {
+    fn network(&self, devices: &Devices, place: &Place<'_>) -> Result<Vec<NetworkOverride>, String> {
         let Some(tap) = &self.config.tap else { return Ok(Vec::new()) };
         let device = |iface: &String| {
-            let host_dev_name = tap.replace("{slot}", &slot.to_string()).replace("{iface}", iface);
-            if host_dev_name.len() > DEVICE_NAME_MAX {
-                return Err(format!("`{host_dev_name}` is too long for a network device's name"));
-            }
-            Ok(NetworkOverride { iface_id: iface.clone(), host_dev_name })
+            Ok(NetworkOverride { iface_id: iface.clone(), host_dev_name: place.tap(tap, iface)? })
         };
         devices.interfaces.iter().map(device).collect()
     }

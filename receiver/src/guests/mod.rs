@@ -9,6 +9,7 @@
 
 mod attachments;
 mod clone;
+mod cloud_hypervisor;
 mod error;
 mod firecracker;
 mod launch;
@@ -20,6 +21,7 @@ mod wants;
 mod words;
 mod working;
 
+pub use cloud_hypervisor::{CloudHypervisorConfig, CloudHypervisors};
 pub use error::GuestError;
 pub use firecracker::{FirecrackerConfig, Firecrackers};
 pub use launch::{CloneSpec, Launch, Ward};

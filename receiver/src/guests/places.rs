@@ -7,6 +7,10 @@ use std::sync::{Mutex, PoisonError};
 
 /// Longest name of a clone's folder; it is also what VMMs take as an id.
 const NAME_BYTES_MAX: usize = 48;
+/// And the shortest that would still tell clones apart.
+const NAME_BYTES_MIN: usize = 8;
+/// What tells clones of the same name apart: `-` and digits.
+const SUFFIX_BYTES_MAX: usize = 5;
 /// Folders of clones of the same name, of earlier runs, that are stepped over.
 const SAME_NAME_MAX: u32 = 1_000;
 /// Bytes of a unix socket's address (`sun_path`, unix(7)), its last zero counted.
@@ -14,10 +18,15 @@ const SOCKET_PATH_MAX: usize = 108;
 /// Longest name of a socket in a clone's folder.
 const LONGEST_SOCKET: &str = "migration.sock";
 
+/// Longest name of a network device (`IFNAMSIZ`, netdevice(7)), its last zero not counted.
+const DEVICE_NAME_MAX: usize = 15;
+
 /// A folder with one for each clone.
 #[derive(Debug)]
 pub(super) struct Places {
     root: PathBuf,
+    /// Longest name, before a suffix.
+    name_bytes: usize,
     /// Which slots are taken.
     slots: Mutex<Vec<bool>>,
 }
@@ -42,15 +51,17 @@ impl Places {
     pub(super) fn new(root: &Path) -> Result<Self, String> {
         let failed = |error: io::Error| format!("cannot make the clones' folder {}: {error}", root.display());
         let root = std::path::absolute(root).map_err(failed)?;
-        let longest = root.as_os_str().len() + 1 + NAME_BYTES_MAX + 5 + 1 + LONGEST_SOCKET.len();
-        if longest >= SOCKET_PATH_MAX {
+        // The folder, a name, its suffix, a socket, two slashes and the last zero.
+        let beside = root.as_os_str().len() + SUFFIX_BYTES_MAX + LONGEST_SOCKET.len() + 3;
+        let name_bytes = SOCKET_PATH_MAX.saturating_sub(beside).min(NAME_BYTES_MAX);
+        if name_bytes < NAME_BYTES_MIN {
             return Err(format!(
                 "the path of the clones' folder {} is too long for sockets in it: name a shorter one by `--clones`",
                 root.display()
             ));
         }
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&root).map_err(failed)?;
-        Ok(Self { root, slots: Mutex::default() })
+        Ok(Self { root, name_bytes, slots: Mutex::default() })
     }
 
     /// A new folder for a clone, whatever its sender calls it. State in it is the owner's alone.
@@ -59,7 +70,7 @@ impl Places {
     /// In words.
     pub(super) fn take(&self, name: &str) -> Result<Place<'_>, String> {
         let plain = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
-        let base: String = name.chars().map(plain).take(NAME_BYTES_MAX).collect();
+        let base: String = name.chars().map(plain).take(self.name_bytes).collect();
         for count in 1..=SAME_NAME_MAX {
             let id = if count == 1 { base.clone() } else { format!("{base}-{count}") };
             let dir = self.root.join(&id);
@@ -99,6 +110,18 @@ impl Place<'_> {
         Ok(path)
     }
 
+    /// The clone's device for an interface: `{slot}` and `{iface}` in the host's template become its slot and the interface's id.
+    ///
+    /// # Errors
+    /// In words: the name is too long.
+    pub(super) fn tap(&self, template: &str, iface: &str) -> Result<String, String> {
+        let name = template.replace("{slot}", &self.slot.to_string()).replace("{iface}", iface);
+        if name.len() > DEVICE_NAME_MAX {
+            return Err(format!("`{name}` is too long for a network device's name: `--tap` must be shorter"));
+        }
+        Ok(name)
+    }
+
     /// The last lines of a log in the folder, for messages.
     pub(super) fn last_words(&self, log: &str) -> String {
         let text = std::fs::read(self.dir.join(log)).unwrap_or_default();
@@ -135,11 +158,14 @@ mod tests {
         assert_eq!((first.id.as_str(), first.slot), ("---web-h1-1", 0));
         assert_eq!((second.id.as_str(), second.slot), ("---web-h1-1-2", 1));
         assert_eq!(first.dir.parent(), second.dir.parent());
+        assert_eq!(second.tap("fc{slot}-{iface}", "eth0").expect("short"), "fc1-eth0");
+        assert!(second.tap("a-very-long-{iface}", "eth0").is_err_and(|words| words.contains("--tap")));
         first.write("log", b"one\n\ntwo\nthree\nfour\n").expect("written");
         assert_eq!(first.last_words("log"), "two | three | four");
         first.remove();
         let third = places.take(&"x".repeat(300)).expect("a folder");
-        assert_eq!((third.id.len(), third.slot), (NAME_BYTES_MAX, 0));
+        assert_eq!((third.id.len(), third.slot), (places.name_bytes, 0));
+        assert!(third.dir.join(LONGEST_SOCKET).as_os_str().len() < SOCKET_PATH_MAX);
         let long = Places::new(&root.path().join("y".repeat(100))).expect_err("too long");
         assert!(long.contains("--clones"), "{long}");
     }

@@ -1,4 +1,4 @@
-//! The demo's processes: `scatter receive` on each host, and `scatter send`. Whatever happens, they end with the demo:
+//! The demo's processes: `scatter receive` on each host, and `scatter send` or `clone`. Whatever happens, they end with the demo:
 //! receivers when their standard input does, all of them when they are dropped.
 
 use super::place::Place;
@@ -88,19 +88,22 @@ pub(super) struct HostSetup<'a> {
     pub(super) listen: SocketAddr,
     pub(super) store: PathBuf,
     pub(super) keys: PathBuf,
+    /// Further flags.
+    pub(super) flags: &'a [&'a str],
 }
 
 impl ReceivingHost {
     pub(super) fn start(place: &Place, host: u16, setup: &HostSetup<'_>) -> Outcome<Self> {
         let mut command = scatter(place, host);
         command
-            .args(["receive", "--once", "--while-stdin", "--name", setup.name])
+            .args(["receive", "--while-stdin", "--name", setup.name])
             .args(["--listen", &setup.listen.to_string(), "--interface", place.interface()])
             .arg("--store")
             .arg(&setup.store)
             .arg("--keys")
             .arg(&setup.keys)
             .args(["--workers", "2"])
+            .args(setup.flags)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());
         let mut running = Running::start(command)?;
@@ -136,8 +139,9 @@ impl ReceivingHost {
     }
 }
 
-/// Runs `scatter send` on the sending host, its progress on this terminal.
+/// Runs `scatter send`, or `clone`, on the sending host, its progress on this terminal.
 pub(super) fn send(
+    how: &str,
     place: &Place,
     plan: &Path,
     keys: &Path,
@@ -147,7 +151,7 @@ pub(super) fn send(
 ) -> Outcome<ExitStatus> {
     let mut command = scatter(place, 0);
     command
-        .args(["send", "--interface", place.interface(), "--rate", &rate_bps.to_string()])
+        .args([how, "--interface", place.interface(), "--rate", &rate_bps.to_string()])
         .arg("--group")
         .arg(plan)
         .arg("--keys")

@@ -1,6 +1,7 @@
 //! `scatter demo`: the whole of it on this machine, beside a TCP stream to each host.
 
 mod children;
+mod clones;
 mod memory;
 mod place;
 mod tcp;
@@ -13,6 +14,7 @@ use crate::report::{self, Alternative, Comparison, TransferReport};
 use crate::units;
 use anyhow::Context;
 use children::{HostSetup, ReceivingHost};
+use clones::Cloned;
 use memory::Memory;
 use net::pki::{self, Role};
 use place::Place;
@@ -60,9 +62,10 @@ pub(crate) fn run(args: &Demo) -> Outcome {
     if stage.interrupt.load(Ordering::Relaxed) {
         return Err(Failure::new(Exit::Interrupted, "interrupted"));
     }
-    let report = outcome?;
-    stage.show(&report)?;
-    Ok(if verified(&report) { Exit::Done } else { Exit::Internal })
+    let (report, cloned) = outcome?;
+    stage.show(&report, cloned.as_ref())?;
+    let right = verified(&report) && cloned.as_ref().is_none_or(clones::verified);
+    Ok(if right { Exit::Done } else { Exit::Internal })
 }
 
 fn keep(dir: &Path) -> Outcome<PathBuf> {
@@ -116,19 +119,28 @@ impl Stage<'_> {
         1..=self.args.hosts
     }
 
-    /// Keys, plan, transfer, comparison.
-    fn play(&self) -> Outcome<TransferReport> {
+    /// Keys, images, running VMs.
+    fn play(&self) -> Outcome<(TransferReport, Option<Cloned>)> {
         let keys = self.keys()?;
+        let mut report = self.images(&keys)?;
+        let cloned = clones::play(self, &keys)?;
+        report.clones = cloned.as_ref().map(|cloned| cloned.report.clone());
+        report::write(&report, &self.dir.join("report.json"))?;
+        Ok((report, cloned))
+    }
+
+    /// Plan, transfer, comparison.
+    fn images(&self, keys: &Path) -> Outcome<TransferReport> {
         let listen = self.listen_addresses()?;
         let plan = self.plan(&listen)?;
-        let mut receivers = self.receivers(&keys, &listen)?;
+        let mut receivers = self.receivers(keys, &listen, "stores", &["--once"])?;
         receivers.iter_mut().try_for_each(ReceivingHost::ready)?;
         let before = self.place.sent_bytes().or_exit(Exit::System)?;
         let path = self.dir.join("report.json");
         let plan_path = self.dir.join("plan.json");
         let (src, rate) = (keys.join("src"), self.args.rate);
         println!("sending:");
-        let status = children::send(&self.place, &plan_path, &src, rate, &path, &self.interrupt)?;
+        let status = children::send("send", &self.place, &plan_path, &src, rate, &path, &self.interrupt)?;
         let after = self.place.sent_bytes().or_exit(Exit::System)?;
         let last: Vec<Option<String>> = receivers.into_iter().map(ReceivingHost::end).collect();
         if !status.success() {
@@ -152,7 +164,6 @@ impl Stage<'_> {
             scatter,
             others: vec![tcp],
         });
-        report::write(&report, &path)?;
         Ok(report)
     }
 
@@ -200,20 +211,7 @@ impl Stage<'_> {
         });
         let (path, output) = (self.dir.join("inventory.json"), self.dir.join("plan.json"));
         write_file(&path, &format!("{inventory:#}\n"))?;
-        commands::plan::run(&PlanArgs {
-            inventory: path,
-            output: Some(output.clone()),
-            signatures: None,
-            save_signatures: None,
-            no_measure: false,
-            explain: None,
-            without: Vec::new(),
-            apart: Vec::new(),
-            groups: false,
-            svg: None,
-            seed: 0,
-            threads: None,
-        })?;
+        make_plan(path, &output)?;
         commands::read_plan(&output)
     }
 
@@ -227,13 +225,21 @@ impl Stage<'_> {
         }
     }
 
-    fn receivers(&self, keys: &Path, listen: &[SocketAddr]) -> Outcome<Vec<ReceivingHost>> {
+    /// Receivers with stores under `folder`, and further flags.
+    fn receivers(
+        &self,
+        keys: &Path,
+        listen: &[SocketAddr],
+        folder: &str,
+        flags: &[&str],
+    ) -> Outcome<Vec<ReceivingHost>> {
         let start = |(host, listen): (u16, &SocketAddr)| {
             let name = Self::host_name(host);
             let setup = HostSetup {
                 name: &name,
                 listen: *listen,
-                store: self.dir.join("stores").join(&name),
+                store: self.dir.join(folder).join(&name),
+                flags,
                 keys: keys.join(&name),
             };
             ReceivingHost::start(&self.place, host, &setup)
@@ -310,7 +316,7 @@ impl Stage<'_> {
     }
 
     /// The table, and the page.
-    fn show(&self, report: &TransferReport) -> Outcome<()> {
+    fn show(&self, report: &TransferReport, cloned: Option<&Cloned>) -> Outcome<()> {
         let comparison = report.comparison.as_ref().expect("the demo compares");
         println!("\n{:<26}{:>14}{:>12}   byte-identical", "", "sender's link", "time");
         for way in std::iter::once(&comparison.scatter).chain(&comparison.others) {
@@ -329,6 +335,9 @@ impl Stage<'_> {
                 units::float(other.link_bytes) / units::float(comparison.scatter.link_bytes.max(1)),
                 other.seconds / comparison.scatter.seconds.max(1e-9)
             );
+        }
+        if let Some(cloned) = cloned {
+            clones::show(cloned);
         }
         println!(
             "\nmemory: {}\nlinks: {}\nbytes: {}",
@@ -350,6 +359,24 @@ impl Stage<'_> {
         }
         Ok(())
     }
+}
+
+fn make_plan(inventory: PathBuf, output: &Path) -> Outcome<()> {
+    commands::plan::run(&PlanArgs {
+        inventory,
+        output: Some(output.to_owned()),
+        signatures: None,
+        save_signatures: None,
+        no_measure: false,
+        explain: None,
+        without: Vec::new(),
+        apart: Vec::new(),
+        groups: false,
+        svg: None,
+        seed: 0,
+        threads: None,
+    })
+    .map(drop)
 }
 
 fn verified(report: &TransferReport) -> bool {

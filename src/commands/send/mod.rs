@@ -51,9 +51,13 @@ pub(crate) fn clone(args: &Clone) -> Outcome {
     send(&args.send, Some(args))
 }
 
+/// `launch`: VMs are to be started, and some captured before.
 fn send(args: &Send, launch: Option<&Clone>) -> Outcome {
     let start = Instant::now();
-    let plan = read_plan(&args.group)?;
+    let mut plan = read_plan(&args.group)?;
+    if let Some(launch) = launch {
+        super::capture::refresh(&mut plan, &args.group, &launch.from)?;
+    }
     super::stale::refuse(&plan, &args.group)?;
     let interface = sending_interface(args.interface.as_deref(), &plan)?;
     let addresses = host_addresses(&plan)?;

@@ -11,14 +11,17 @@
 
 mod api;
 mod directory;
+mod personal;
 pub mod protocol;
+mod serve;
 mod source;
 mod target;
 
 pub use api::{Api, Version, fingerprint, post_copy_is_safe};
 pub use directory::SnapshotDir;
+pub use personal::{SERIAL, personal};
 pub use source::{Captured, Slot, capture, slots};
-pub use target::{Clone, CloneConfig, start};
+pub use target::{Clone, CloneConfig, binary_version, check, start};
 
 use crate::uffd::UffdError;
 use std::io;
@@ -77,6 +80,17 @@ pub enum CloudHypervisorError {
     /// The configuration does not say where memory stands, or not as it must.
     #[error("the VM's configuration: {0}")]
     Config(&'static str),
+    /// A network interface cannot have a tap of its own.
+    #[error("a clone's network interface: {0}")]
+    Tap(String),
+    /// Another version than the snapshot's.
+    #[error("a snapshot of [{snapshot}] cannot be restored here, by [{here}]: both must be the same")]
+    Unfit {
+        /// The snapshot's.
+        snapshot: String,
+        /// This machine's.
+        here: String,
+    },
     /// A version without post-copy, or where it is not safe on this machine.
     #[error("Cloud Hypervisor {version} cannot restore by page faults here: {reason}")]
     Version {

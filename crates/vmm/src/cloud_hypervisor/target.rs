@@ -1,24 +1,23 @@
 //! The target: a Cloud Hypervisor process that runs a VM whose memory is still arriving.
 
 use super::protocol::{self, Command, Request};
+use super::serve::{Server, Told, kill};
 use super::source::{Slot, slots};
-use super::{Api, CloudHypervisorError, migration, post_copy_is_safe};
-use crate::lazy::{Demand, LazyImage, News};
-use crate::uffd::VmStatus;
+use super::{Api, CloudHypervisorError, Version, fingerprint, migration, post_copy_is_safe};
+use crate::lazy::LazyImage;
+use crate::uffd::{FaultStats, VmStatus};
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
-use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use pages::PAGE_SIZE;
 use serde_json::json;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
-use std::process::{Child, Command as Process, Stdio};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command as Process, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -26,10 +25,6 @@ const START_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long its answer is waited for after the migration broke off.
 const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(2);
 const POLL_INTERVAL: Duration = Duration::from_millis(2);
-/// While a page is waited for, this is how often the process is looked at.
-const LOOK_MS: u8 = 100;
-/// Pages that one fault may ask for: a huge page of 1 GiB.
-const FAULT_BYTES_MAX: u64 = 1 << 30;
 
 /// A clone to start.
 #[derive(Clone, Debug)]
@@ -56,47 +51,57 @@ pub struct Clone {
     process: Arc<Mutex<Child>>,
     told: Arc<Told>,
     serving: Option<JoinHandle<()>>,
-}
-
-#[derive(Debug, Default)]
-struct Told {
-    status: Mutex<(VmStatus, u64)>,
-    changed: Condvar,
-}
-
-impl Told {
-    fn set(&self, status: VmStatus) {
-        self.status.lock().unwrap_or_else(PoisonError::into_inner).0 = status;
-        self.changed.notify_all();
-    }
+    /// It lives on when this value is dropped.
+    kept: bool,
 }
 
 impl Clone {
     /// What became of it, waiting for at most `timeout` while it is served.
     #[must_use]
     pub fn wait(&self, timeout: Duration) -> VmStatus {
-        let deadline = Instant::now() + timeout;
-        let mut told = self.told.status.lock().unwrap_or_else(PoisonError::into_inner);
-        while told.0 == VmStatus::Serving {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                break;
-            }
-            told = self.told.changed.wait_timeout(told, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
-        told.0.clone()
+        self.told.wait(timeout)
     }
 
-    /// Pages that Cloud Hypervisor asked for so far, for its vCPUs and on its own walk through memory.
+    /// Pages that Cloud Hypervisor asked for so far, for its vCPUs and on its own walk through memory, and how long they took.
     #[must_use]
-    pub fn pages_asked(&self) -> u64 {
-        self.told.status.lock().unwrap_or_else(PoisonError::into_inner).1
+    pub fn stats(&self) -> FaultStats {
+        self.told.stats()
+    }
+
+    /// The process's number.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.process.lock().unwrap_or_else(PoisonError::into_inner).id()
+    }
+
+    /// How it ended, if it has.
+    ///
+    /// # Errors
+    ///
+    /// The system does not tell.
+    pub fn ended(&self) -> io::Result<Option<ExitStatus>> {
+        self.process.lock().unwrap_or_else(PoisonError::into_inner).try_wait()
+    }
+
+    /// Lets a complete clone live on its own: it is not killed when this value is dropped. Its process's number.
+    ///
+    /// # Errors
+    ///
+    /// It is not complete, and stays as it is.
+    pub fn let_go(mut self) -> Result<u32, Self> {
+        if self.wait(Duration::ZERO) != VmStatus::Complete {
+            return Err(self);
+        }
+        self.kept = true;
+        Ok(self.pid())
     }
 }
 
 impl Drop for Clone {
     fn drop(&mut self) {
-        kill(&self.process);
+        if !self.kept {
+            kill(&self.process);
+        }
         if let Some(serving) = self.serving.take() {
             // A panic in it was reported, and has ended the connection.
             let _ = serving.join();
@@ -104,11 +109,37 @@ impl Drop for Clone {
     }
 }
 
-fn kill(process: &Mutex<Child>) {
-    let mut process = process.lock().unwrap_or_else(PoisonError::into_inner);
-    // It has ended already, or is ours to kill.
-    let _ = process.kill();
-    let _ = process.wait();
+/// The version of a binary, which is run to ask it.
+///
+/// # Errors
+///
+/// It cannot be run, or is no Cloud Hypervisor.
+pub fn binary_version(binary: &Path) -> Result<Version, CloudHypervisorError> {
+    let output = Process::new(binary)
+        .arg("--version")
+        .output()
+        .map_err(|source| CloudHypervisorError::Start { binary: binary.to_owned(), source })?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let first = text.lines().next().unwrap_or_default();
+    let version = first.strip_prefix("cloud-hypervisor ").and_then(Version::parse);
+    version.ok_or_else(|| CloudHypervisorError::Answer {
+        what: format!("{} --version", binary.display()),
+        answer: first.to_owned(),
+    })
+}
+
+/// Whether this machine's binary can restore a snapshot by page faults, asked before anything is sent.
+///
+/// # Errors
+///
+/// [`CloudHypervisorError::Unfit`], [`CloudHypervisorError::Version`]; or the binary does not run.
+pub fn check(binary: &Path, snapshot: &str) -> Result<(), CloudHypervisorError> {
+    let version = binary_version(binary)?;
+    let here = fingerprint(&version);
+    if here != snapshot {
+        return Err(CloudHypervisorError::Unfit { snapshot: snapshot.to_owned(), here });
+    }
+    post_copy_is_safe(&version)
 }
 
 /// Starts a clone. Returns when its state is loaded; pages may be missing for as long as they like.
@@ -162,7 +193,13 @@ fn migrate_in(
     match replayed {
         Ok((told, serving)) => {
             asked.join().map_err(|_| CloudHypervisorError::Panicked)??;
-            Ok(Clone { api: api.clone(), process: process.clone(), told, serving: Some(serving) })
+            Ok(Clone {
+                api: api.clone(),
+                process: process.clone(),
+                told,
+                serving: Some(serving),
+                kept: false,
+            })
         }
         Err(error) => {
             // It may be about to say why.
@@ -185,7 +222,7 @@ fn replay(
     image: &Arc<LazyImage>,
     config: &CloneConfig,
     slots: Vec<Slot>,
-    path: &std::path::Path,
+    path: &Path,
     process: &Arc<Mutex<Child>>,
 ) -> Result<(Arc<Told>, JoinHandle<()>), CloudHypervisorError> {
     let mut stream = connect(path, process).map_err(migration("it does not listen"))?;
@@ -204,14 +241,7 @@ fn replay(
     protocol::open_fault_connection(&mut faults)
         .map_err(migration("it takes no connection for page faults"))?;
     let told = Arc::new(Told::default());
-    let server = Server {
-        id: config.id.clone(),
-        image: image.clone(),
-        news: image.listen().map_err(crate::uffd::UffdError::from)?,
-        files,
-        process: process.clone(),
-        told: told.clone(),
-    };
+    let server = Server::new(&config.id, image, files, process, &told)?;
     let serving = std::thread::Builder::new()
         .name(format!("faults-{}", config.id))
         .spawn(move || server.run(faults))
@@ -224,7 +254,7 @@ fn replay(
 }
 
 /// Connects to a socket that the process is about to make.
-fn connect(path: &std::path::Path, process: &Mutex<Child>) -> io::Result<UnixStream> {
+fn connect(path: &Path, process: &Mutex<Child>) -> io::Result<UnixStream> {
     let deadline = Instant::now() + START_TIMEOUT;
     loop {
         match UnixStream::connect(path) {
@@ -247,98 +277,4 @@ fn memory_file(slot: &Slot) -> io::Result<File> {
     file.set_len(slot.file_offset + slot.size)?;
     fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW))?;
     Ok(file)
-}
-
-/// Answers one VM's page faults, which come one after the other.
-struct Server {
-    id: String,
-    image: Arc<LazyImage>,
-    news: News,
-    files: Vec<(Slot, File)>,
-    process: Arc<Mutex<Child>>,
-    told: Arc<Told>,
-}
-
-impl Server {
-    fn run(mut self, mut stream: UnixStream) {
-        let status = loop {
-            let request = match Request::read(&mut stream) {
-                Ok(request) => request,
-                // Cloud Hypervisor closes it when it has walked through all memory; or it has ended.
-                Err(_) if self.ended() => break VmStatus::Gone,
-                Err(_) => break VmStatus::Complete,
-            };
-            let answered = match request.command {
-                Command::PageFault => self.fault(&request, &mut stream),
-                Command::Abandon => break VmStatus::Gone,
-                other => Err(format!("it sends {other:?} where a PageFault belongs")),
-            };
-            match answered {
-                Ok(()) => self.told.status.lock().unwrap_or_else(PoisonError::into_inner).1 += 1,
-                Err(_) if self.ended() => break VmStatus::Gone,
-                Err(reason) => break VmStatus::Ended(format!("VM {}: {reason}", self.id)),
-            }
-        };
-        if matches!(status, VmStatus::Ended(_)) {
-            // A guest that waits for a page that will not come is ended, not left to hang.
-            kill(&self.process);
-        }
-        self.told.set(status);
-    }
-
-    fn ended(&self) -> bool {
-        // A process that cannot be asked is taken for ended.
-        self.process
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .try_wait()
-            .map_or(true, |ended| ended.is_some())
-    }
-
-    fn fault(&mut self, request: &Request, stream: &mut UnixStream) -> Result<(), String> {
-        let broken = |error: io::Error| format!("its page-fault connection fails: {error}");
-        let (gpa, length) = protocol::read_fault(request, stream).map_err(broken)?;
-        let odd = || format!("it asks for {length} bytes at {gpa:#x}, which are not its memory");
-        let whole = |bytes: u64| bytes.is_multiple_of(PAGE_SIZE as u64);
-        if !whole(gpa) || !whole(length) || length == 0 || length > FAULT_BYTES_MAX {
-            return Err(odd());
-        }
-        let slot_at = self
-            .files
-            .iter()
-            .position(|(slot, _)| gpa >= slot.gpa && gpa + length <= slot.gpa + slot.size)
-            .ok_or_else(odd)?;
-        let slot = self.files[slot_at].0;
-        let page = |bytes: u64| u32::try_from(bytes / PAGE_SIZE as u64).map_err(|_| odd());
-        let first = page(slot.image_offset + gpa - slot.gpa)?;
-        let file_at = slot.file_offset + gpa - slot.gpa;
-        for (index, pfn) in (first..first + page(length)?).enumerate() {
-            self.wait_for(pfn)?;
-            let zero = self.image.is_zero(pfn);
-            let bytes = if zero { &[0; PAGE_SIZE] } else { self.image.page(pfn).ok_or("a page is gone")? };
-            let at = file_at + (index * PAGE_SIZE) as u64;
-            let written = self.files[slot_at].1.write_all_at(bytes, at);
-            written.map_err(|error| format!("page {pfn} cannot be written to its memory: {error}"))?;
-        }
-        protocol::answer(true, stream).map_err(broken)
-    }
-
-    /// Waits until the page is here; nothing is locked meanwhile.
-    fn wait_for(&mut self, pfn: u32) -> Result<(), String> {
-        while self.image.demand(pfn) != Demand::Here {
-            if let Some(reason) = self.image.lost() {
-                return Err(format!("it needs page {pfn}, which will not come: {reason}"));
-            }
-            if self.ended() {
-                return Err("it has ended".into());
-            }
-            let mut fds = [PollFd::new(self.news.as_fd(), PollFlags::POLLIN)];
-            match poll(&mut fds, LOOK_MS) {
-                Ok(_) | Err(nix::Error::EINTR) => {}
-                Err(error) => return Err(format!("news of pages cannot be waited for: {error}")),
-            }
-            self.news.drain(|_| {});
-        }
-        Ok(())
-    }
 }

@@ -14,6 +14,9 @@ use std::time::{Duration, Instant};
 /// Longest introduction; one region has some 150 bytes, and a VM has a few.
 const MESSAGE_BYTES_MAX: usize = 64 << 10;
 
+/// Between connecting and introducing itself a Firecracker does nothing else; on a busy machine it may take a while.
+const MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// A region as Firecracker tells it (`GuestRegionUffdMapping` there).
 #[derive(Deserialize, Debug)]
 struct Mapping {
@@ -41,7 +44,7 @@ pub struct Introduction {
     pub socket: UnixStream,
 }
 
-/// Waits for the next Firecracker on a socket, for at most `timeout`.
+/// Waits for the next Firecracker on a socket, for at most `timeout`; one that has connected has ten seconds to introduce itself.
 ///
 /// # Errors
 ///
@@ -59,7 +62,8 @@ pub fn accept(listener: &UnixListener, timeout: Duration) -> Result<Introduction
             Err(error) => return Err(io(error)),
         }
     };
-    wait(&socket, deadline).map_err(io)?;
+    // Who has connected is about to introduce itself, however short the caller's patience is for one to come.
+    wait(&socket, Instant::now() + MESSAGE_TIMEOUT).map_err(io)?;
     introduction(socket)
 }
 

@@ -17,10 +17,14 @@ mod machine;
 fn main() {
     use serde_json::{Value, json};
     let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let version = std::env::var("STANDIN_VERSION").unwrap_or_else(|_| "54.0.0".to_owned());
+    if arguments.iter().any(|argument| argument == "--version") {
+        println!("cloud-hypervisor v{version}");
+        return;
+    }
     let at =
         arguments.iter().position(|argument| argument == "--api-socket").expect("--api-socket path=PATH");
     let socket = arguments[at + 1].strip_prefix("path=").expect("path=PATH");
-    let version = std::env::var("STANDIN_VERSION").unwrap_or_else(|_| "54.0.0".to_owned());
     let listener = std::os::unix::net::UnixListener::bind(socket).expect("the API socket can be made");
     let mut machine = machine::Machine::default();
     for stream in listener.incoming() {

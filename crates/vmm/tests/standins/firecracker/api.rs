@@ -2,7 +2,7 @@
 
 use crate::common;
 use crate::machine::Machine;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -52,7 +52,7 @@ pub(crate) struct LoadSnapshot {
     pub(crate) vsock_override: Option<VsockOverride>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Serialize, Clone)]
 pub(crate) struct NetworkOverride {
     pub(crate) iface_id: String,
     pub(crate) host_dev_name: String,
@@ -137,6 +137,17 @@ fn carry_out(
             let load: LoadSnapshot = read(body)?;
             known(&load, version)?;
             machine.load_snapshot(&load)?;
+        }
+        ("GET", "/vm/config") => return Ok(Some(machine.devices.config())),
+        ("GET", "/mmds") => return Ok(Some(machine.devices.metadata.clone())),
+        ("PUT", "/mmds") => {
+            machine.devices.metadata = read(body)?;
+            println!("metadata: {}", machine.devices.metadata);
+        }
+        ("PUT", "/mmds/config") => machine.devices.mmds = read(body)?,
+        ("PUT", "/vsock") => machine.devices.add_vsock(read(body)?)?,
+        ("PUT", path) if path.starts_with("/network-interfaces/") => {
+            machine.devices.add_interface(read(body)?)?
         }
         ("PATCH", "/balloon") => machine.balloon(read::<Balloon>(body)?.amount_mib)?,
         (method, path) => return Err(format!("Invalid request method and/or path: {method} {path}.")),

@@ -2,6 +2,7 @@
 
 use crate::api::{BackendType, CreateSnapshot, LoadSnapshot, SnapshotType};
 use crate::common::{print, words};
+use crate::devices::Devices;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use pages::PAGE_SIZE;
 use serde_json::json;
@@ -22,6 +23,7 @@ const PAGES_PER_MIB: usize = 256;
 
 #[derive(Default)]
 pub(crate) struct Machine {
+    pub(crate) devices: Devices,
     pub(crate) memory_mib: u64,
     pub(crate) boot_args: String,
     vm: Option<Arc<std::sync::Mutex<MicroVm>>>,
@@ -81,7 +83,12 @@ impl Machine {
     pub(crate) fn create_snapshot(&mut self, params: &CreateSnapshot) -> Result<(), String> {
         let state = self.vm()?.capture().map_err(words)?;
         let memory = self.memory.clone().ok_or("no memory")?;
-        std::fs::write(&params.snapshot_path, state.to_bytes()).map_err(words)?;
+        // The machine's state, the devices, and how long they are.
+        let devices = serde_json::to_vec(&self.devices).map_err(words)?;
+        let mut bytes = state.to_bytes();
+        bytes.extend(&devices);
+        bytes.extend((devices.len() as u64).to_le_bytes());
+        std::fs::write(&params.snapshot_path, bytes).map_err(words)?;
         let mut options = File::options();
         let file =
             options.write(true).create(true).truncate(false).open(&params.mem_file_path).map_err(words)?;
@@ -111,15 +118,14 @@ impl Machine {
                 "Loading a microVM snapshot not allowed after configuring boot-specific resources.".into()
             );
         }
-        if let Some(over) = params.network_overrides.first() {
-            // There are no devices: as Firecracker does when an interface is not in the snapshot.
-            return Err(format!("Unknown Network Device: {} {}", over.iface_id, over.host_dev_name));
-        }
-        if let Some(over) = &params.vsock_override {
-            return Err(format!("Unknown Vsock Device: {}", over.uds_path));
-        }
         let bytes = std::fs::read(&params.snapshot_path).map_err(words)?;
-        let state = VmState::from_bytes(&bytes).map_err(words)?;
+        let (rest, len) = bytes.split_last_chunk().ok_or("the state is too short")?;
+        let devices_at =
+            u64::from_le_bytes(*len).try_into().ok().and_then(|len: usize| rest.len().checked_sub(len));
+        let (bytes, devices) = rest.split_at(devices_at.ok_or("the state is too short")?);
+        let devices: Devices = serde_json::from_slice(devices).map_err(words)?;
+        self.devices.restore(devices, &params.network_overrides, params.vsock_override.as_ref())?;
+        let state = VmState::from_bytes(bytes).map_err(words)?;
         let len = usize::try_from(state.memory_bytes()).map_err(words)?;
         let memory = if params.mem_backend.backend_type == BackendType::File {
             let file = File::open(&params.mem_backend.backend_path).map_err(words)?;

@@ -1,6 +1,6 @@
 //! A stand-in for Firecracker in tests: the micro-VM behind Firecracker's interface, as far as snapshots need it.
 //!
-//! **It is not Firecracker**: states are the micro-VM's, there are no devices. What it does on the interface is what
+//! **It is not Firecracker**: states are the micro-VM's; network, vsock and metadata are names without a device behind them. What it does on the interface is what
 //! Firecracker's source does (`src/vmm/src/persist.rs`, `vmm_config/snapshot.rs`, `examples/uffd`): the API over HTTP on a unix
 //! socket with unknown fields refused, full and diff snapshots, a load with a page-fault handler: anonymous memory registered for
 //! missing pages on a non-blocking userfaultfd with events of removed ranges, one message with the regions as JSON and the
@@ -11,6 +11,8 @@ mod api;
 #[cfg(target_arch = "x86_64")]
 #[path = "../common/mod.rs"]
 mod common;
+#[cfg(target_arch = "x86_64")]
+mod devices;
 #[cfg(target_arch = "x86_64")]
 mod machine;
 

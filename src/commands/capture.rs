@@ -1,0 +1,197 @@
+//! `scatter capture`, and `scatter clone --from`: a running VM's snapshot, through its hypervisor's API.
+
+use crate::cli::clones::{Capture, CaptureKind};
+use crate::cli::exit::{Coded, Exit, Failure, Outcome};
+use crate::{images, units};
+use anyhow::Context;
+use clap::ValueEnum;
+use planner::{Launch, Plan};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use vmm::firecracker::SnapshotKind;
+use vmm::{cloud_hypervisor, firecracker};
+
+/// Names of a snapshot's files: the image, and what a plan's VM needs to be started.
+const MEMORY: &str = "memory";
+const LAUNCH: &str = "launch.json";
+
+/// A snapshot: its memory is `memory` in the folder, and each attachment a file by its own name.
+struct Taken {
+    attachments: &'static [&'static str],
+    fingerprint: String,
+    /// How long the VM stood still.
+    downtime: Duration,
+}
+
+pub(crate) fn run(args: &Capture) -> Outcome {
+    make(&args.dir)?;
+    let dir = std::path::absolute(&args.dir).or_exit(Exit::Input)?;
+    if args.base.is_some() && args.kind != CaptureKind::Firecracker {
+        return Err(Failure::new(Exit::Usage, "--base: only Firecracker has snapshots of what changed"));
+    }
+    let taken = take(args.kind, &args.socket, &dir, args.base.as_deref())?;
+    let path = |name: &&str| ((*name).to_owned(), dir.join(name).display().to_string());
+    let launch = Launch {
+        kind: args.kind.name(),
+        attachments: taken.attachments.iter().map(path).collect(),
+        fingerprint: taken.fingerprint,
+        working_set: None,
+    };
+    let text = serde_json::to_string_pretty(&launch).or_exit(Exit::Internal)?;
+    super::write_file(&dir.join(LAUNCH), &text)?;
+    let bytes = std::fs::metadata(dir.join(MEMORY)).or_exit(Exit::Input)?.len();
+    println!(
+        "{}: {} of memory; {}: what a plan's VM needs as `launch`; it stood still for {}",
+        dir.join(MEMORY).display(),
+        units::bytes(bytes),
+        dir.join(LAUNCH).display(),
+        units::time(taken.downtime.as_secs_f64()),
+    );
+    Ok(Exit::Done)
+}
+
+/// Takes the snapshots that a plan's clones are to be made of, now: `from` has VMs of the plan and the API sockets of the running
+/// ones. Their images, attachments and fingerprints in the plan become those of the snapshots, and the plan's file is written anew.
+pub(crate) fn refresh(plan: &mut Plan, file: &Path, from: &[(String, String)]) -> Outcome<()> {
+    for (name, socket) in from {
+        let wrong = |words: &str| Failure::new(Exit::Input, format!("--from {name}={socket}: {words}"));
+        let vm = plan.vms.iter_mut().find(|vm| vm.name == *name);
+        let vm = vm.ok_or_else(|| wrong("the plan has no such VM"))?;
+        let launch = vm.launch.as_mut().ok_or_else(|| wrong("the VM has no `launch` in the plan"))?;
+        let kind = CaptureKind::from_str(&launch.kind, false)
+            .map_err(|_| wrong(&format!("VMs of kind {} cannot be captured while they run", launch.kind)))?;
+        let image = std::path::absolute(images::path_beside(file, &vm.image)).or_exit(Exit::Input)?;
+        let beside = image.parent().unwrap_or(Path::new("/"));
+        make(beside)?;
+        // Never over a file that others may have mapped: what is there is replaced when the new one is whole.
+        let dir = tempfile::Builder::new().prefix(".capture-").tempdir_in(beside).or_exit(Exit::Input)?;
+        let taken = take(kind, Path::new(socket), dir.path(), None)?;
+        let files = attachments(file, &launch.attachments, taken.attachments)
+            .map_err(|words| wrong(&format!("its `launch` {words}")))?;
+        for (from, to) in files.into_iter().chain([(MEMORY, image.clone())]) {
+            replace(&dir.path().join(from), &to)?;
+        }
+        launch.fingerprint = taken.fingerprint;
+        vm.stamp = super::stale::look_at(&image);
+        eprintln!(
+            "scatter: {name}: captured, {}; it stood still for {}",
+            image.display(),
+            units::time(taken.downtime.as_secs_f64())
+        );
+    }
+    // A transfer that breaks off is taken up with the snapshots that its clones run on, not with later ones.
+    if from.is_empty() { Ok(()) } else { super::write_file(file, &plan.to_json()) }
+}
+
+/// Where the plan has the attachments that a snapshot brings.
+fn attachments(
+    plan: &Path,
+    named: &BTreeMap<String, String>,
+    brought: &'static [&'static str],
+) -> Result<Vec<(&'static str, PathBuf)>, String> {
+    if let Some(other) = named.keys().find(|name| !brought.contains(&name.as_str())) {
+        return Err(format!("has an attachment `{other}`, which no snapshot of this kind brings"));
+    }
+    let path = |name: &&'static str| Some((*name, images::path_beside(plan, named.get(*name)?)));
+    let files: Vec<_> = brought.iter().filter_map(path).collect();
+    // What only tells devices apart may be left out.
+    let needed = brought.first().filter(|name| !named.contains_key(**name));
+    needed.map_or(Ok(files), |name| Err(format!("lacks the attachment `{name}`")))
+}
+
+fn replace(from: &Path, to: &Path) -> Outcome<()> {
+    let failed = || format!("cannot write {}", to.display());
+    make(to.parent().unwrap_or(Path::new("/")))?;
+    if std::fs::rename(from, to).is_ok() {
+        return Ok(());
+    }
+    // On another file system.
+    std::fs::copy(from, to).map(drop).with_context(failed).or_exit(Exit::Input)
+}
+
+fn make(dir: &Path) -> Outcome<()> {
+    std::fs::create_dir_all(dir)
+        .with_context(|| format!("cannot make {}", dir.display()))
+        .or_exit(Exit::Input)
+}
+
+/// The one place where a kind becomes a way to take snapshots. `dir` is absolute: other processes write into it.
+fn take(kind: CaptureKind, socket: &Path, dir: &Path, base: Option<&Path>) -> Outcome<Taken> {
+    match kind {
+        CaptureKind::Firecracker => of_firecracker(socket, dir, base),
+        CaptureKind::CloudHypervisor => of_cloud_hypervisor(socket, dir),
+    }
+}
+
+fn of_firecracker(socket: &Path, dir: &Path, base: Option<&Path>) -> Outcome<Taken> {
+    let api = firecracker::Api::new(socket);
+    let config = api.configuration().or_exit(Exit::System)?;
+    let write = |name: &str, bytes: &[u8]| {
+        let path = dir.join(name);
+        std::fs::write(&path, bytes)
+            .with_context(|| format!("cannot write {}", path.display()))
+            .or_exit(Exit::Input)
+    };
+    write("config", &config)?;
+    let Some(base) = base else {
+        let snapshot = firecracker::capture(&api, SnapshotKind::Full, dir, false).or_exit(Exit::System)?;
+        return Ok(of_snapshot(snapshot));
+    };
+    let changes = tempfile::Builder::new().prefix(".changes-").tempdir_in(dir).or_exit(Exit::Input)?;
+    let memory = dir.join(MEMORY);
+    if !std::fs::canonicalize(base)
+        .is_ok_and(|base| std::fs::canonicalize(&memory).is_ok_and(|to| to == base))
+    {
+        let failed = || format!("cannot copy {} to {}", base.display(), memory.display());
+        std::fs::copy(base, &memory).with_context(failed).or_exit(Exit::Input)?;
+    }
+    let snapshot =
+        firecracker::capture(&api, SnapshotKind::Diff, changes.path(), false).or_exit(Exit::System)?;
+    firecracker::merge_diff(&snapshot.memory, &memory).or_exit(Exit::Input)?;
+    replace(&snapshot.vmstate, &dir.join(firecracker::VMSTATE))?;
+    Ok(of_snapshot(snapshot))
+}
+
+fn of_snapshot(snapshot: firecracker::Snapshot) -> Taken {
+    let attachments = &[firecracker::VMSTATE, "config"];
+    Taken { attachments, fingerprint: snapshot.fingerprint, downtime: snapshot.downtime }
+}
+
+fn of_cloud_hypervisor(socket: &Path, dir: &Path) -> Outcome<Taken> {
+    let api = cloud_hypervisor::Api::new(socket);
+    let since = Instant::now();
+    let captured = cloud_hypervisor::capture(&api, dir).or_exit(Exit::System)?;
+    let written = || -> anyhow::Result<()> {
+        captured.write_image(&dir.join(MEMORY))?;
+        for (name, bytes) in [("state", &captured.state), ("config", &captured.config)] {
+            let path = dir.join(name);
+            std::fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        Ok(())
+    };
+    let written = written();
+    let fingerprint = captured.fingerprint.clone();
+    // Whatever became of the files, the VM runs on.
+    captured.finish(false).or_exit(Exit::System)?;
+    written.or_exit(Exit::Input)?;
+    Ok(Taken { attachments: &["state", "config"], fingerprint, downtime: since.elapsed() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plans_attachments_are_those_that_a_snapshot_brings() {
+        let named = |names: &[&str]| names.iter().map(|name| ((*name).into(), format!("a/{name}"))).collect();
+        let plan = Path::new("/plans/one.json");
+        let brought = &["vmstate", "config"];
+        let files = attachments(plan, &named(&["vmstate"]), brought).expect("the other may be left out");
+        assert_eq!(files, [("vmstate", PathBuf::from("/plans/a/vmstate"))]);
+        assert_eq!(attachments(plan, &named(&["vmstate", "config"]), brought).expect("both").len(), 2);
+        assert!(attachments(plan, &named(&["config"]), brought).is_err_and(|words| words.contains("lacks")));
+        let other = attachments(plan, &named(&["vmstate", "disk"]), brought);
+        assert!(other.is_err_and(|words| words.contains("`disk`")));
+    }
+}
