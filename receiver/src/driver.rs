@@ -9,6 +9,7 @@ use crate::session::{Action, Session, SessionConfig};
 use crate::store::Intake;
 use crate::workers::{Done, Workers};
 use crossbeam_channel::TryRecvError;
+use net::control::with_causes;
 use net::udp::{UdpReceiver, Waker};
 use pages::VmId;
 use std::io;
@@ -281,18 +282,7 @@ fn guest_word(
     let Some(guests) = guests else {
         return Err("the sender broke the protocol: no guest was offered".into());
     };
-    hear(guests).map_err(|error| describe(&error))
-}
-
-/// The error and its causes in one line.
-pub(crate) fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
+    hear(guests).map_err(|error| with_causes(&error))
 }
 
 impl Driver<'_> {

@@ -1,14 +1,14 @@
 //! `scatter receive`: listens for senders, authenticates them, and runs one transfer at a time.
 
 use crate::board::Board;
-use crate::driver::{Driver, Ended, describe};
+use crate::driver::{Driver, Ended};
 use crate::guests::{GuestConfig, GuestError, Guests};
 use crate::link::Link;
 use crate::listen::{Incoming, Shared, address_of, listen};
 use crate::live::{Live, Lives};
 use crate::store::{Store, StoreError, VmSpec};
 use crossbeam_channel::{Receiver, bounded};
-use net::control::Listener;
+use net::control::{Listener, with_causes};
 use net::interface::Interface;
 use net::pki::Identity;
 use net::udp::{Family, UdpReceiver, Waker};
@@ -271,7 +271,7 @@ impl Service {
         if let Some(live) = self.lives.take(offer) {
             return live.map_err(|reason| (RefuseCause::Busy, reason));
         }
-        let unfit = |error: GuestError| (RefuseCause::Offer, describe(&error));
+        let unfit = |error: GuestError| (RefuseCause::Offer, with_causes(&error));
         let config = &self.config.guests;
         Guests::check(&offer.guests, config).map_err(unfit)?;
         let intake = if offer.guests.is_empty() {

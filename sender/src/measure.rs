@@ -4,7 +4,7 @@
 //! A host that cannot be reached, will not, or breaks off is left out and named; the others' figures stay exact, since
 //! what is common to several hosts is found among those that told.
 
-use net::control::{FrameReader, FrameWriter, connect};
+use net::control::{FrameReader, FrameWriter, connect, with_causes};
 use net::pki::Identity;
 use pages::PageSource;
 use pages::block::Encoding;
@@ -221,7 +221,7 @@ async fn start(
     config: &MeasureConfig,
 ) -> Result<Asked, (String, String)> {
     let begin = async {
-        let control = connect(address, identity, name).await.map_err(|error| words(&error))?;
+        let control = connect(address, identity, name).await.map_err(|error| with_causes(&error))?;
         let (reader, writer) = control.split();
         let host = MeasuredHost { name: name.to_owned(), vms: Vec::new(), contents: 0, control_bytes: 0 };
         let mut asked = Asked { host, reader, writer };
@@ -357,7 +357,7 @@ impl Asked {
     async fn ask(&mut self, ask: Ask) -> Step<()> {
         let frame = ToHost::Measure(ask).encode();
         self.host.control_bytes += frame.len() as u64;
-        self.writer.write_frame(&frame).await.map_err(|error| words(&error))
+        self.writer.write_frame(&frame).await.map_err(|error| with_causes(&error))
     }
 
     /// The next thing told; that the host is busy is no news.
@@ -365,7 +365,7 @@ impl Asked {
         for _ in 0..BUSY_MAX {
             let frame = tokio::time::timeout(SILENCE_MAX, self.reader.read_frame()).await;
             let frame = frame.map_err(|_| format!("said nothing for {} s", SILENCE_MAX.as_secs()))?;
-            let frame = frame.map_err(|error| words(&error))?;
+            let frame = frame.map_err(|error| with_causes(&error))?;
             let frame = frame.ok_or("closed the connection; is it of this version?")?;
             self.host.control_bytes += frame.len() as u64;
             match ToSender::decode(&frame).map_err(|error| error.to_string())? {
@@ -381,15 +381,4 @@ impl Asked {
 
 fn unexpected() -> String {
     "answers something else than was asked; is it of this version?".to_owned()
-}
-
-/// An error with its causes.
-fn words(error: &dyn std::error::Error) -> String {
-    let mut words = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        words = format!("{words}: {cause}");
-        source = cause.source();
-    }
-    words
 }

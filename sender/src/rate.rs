@@ -5,6 +5,7 @@
 //! path's own, and the rate goes back. Receive credit bounds what is under way beside this, so hosts without CPU
 //! or buffers slow the sender down without losing anything.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -88,20 +89,37 @@ impl Pacer {
         (1e9 / rate * PATH_WEIGHT).max(BYTE_NS_MIN)
     }
 
-    /// Between two reports, `sent` datagrams went to a host and `lost` of them did not arrive.
-    pub(crate) fn observe(&mut self, host: usize, sent: u64, lost: u64, now: Duration) {
-        if let Some(search) = &mut self.search {
-            let pace = Pace { bytes_per_s: self.bytes_per_s, spent: self.spent };
-            self.bytes_per_s = search.observe(host, (sent, lost.min(sent)), now, pace);
-        }
+    /// This moment, to be kept with a question and given back in a [`Sample`].
+    pub(crate) fn mark(&self, now: Duration) -> Mark {
+        Mark { at: now, spent: self.spent }
+    }
+
+    /// A host told what became of what was sent between two questions. Whether the rate is another one now: then the next
+    /// sample should begin here, so hosts should be asked.
+    pub(crate) fn observe(&mut self, host: usize, sample: Sample, now: Duration) -> bool {
+        let Some(search) = &mut self.search else { return false };
+        let sample = Sample { lost: sample.lost.min(sample.sent), ..sample };
+        let before = self.bytes_per_s;
+        self.bytes_per_s = search.observe(host, sample, now, before);
+        self.bytes_per_s > before && matches!(search.state, State::Startup)
     }
 }
 
-/// The rate, and what was made of it so far.
-#[derive(Clone, Copy)]
-struct Pace {
-    bytes_per_s: u64,
+/// A moment, and the bytes spent until then.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Mark {
+    pub(crate) at: Duration,
     spent: u64,
+}
+
+/// What became of the datagrams that went to a host between two moments.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sample {
+    pub(crate) since: Mark,
+    pub(crate) until: Mark,
+    /// Datagrams sent, and how many of them did not arrive.
+    pub(crate) sent: u64,
+    pub(crate) lost: u64,
 }
 
 /// The search for the rate, an epoch at a time.
@@ -112,11 +130,14 @@ struct Search {
     /// Loss that does not depend on the rate.
     floor: f64,
     state: State,
+    /// What was sent before says nothing about the present rate.
     epoch_start: Duration,
-    /// Bytes spent until `epoch_start`, as far as known.
-    epoch_spent: u64,
+    /// From the first sample's beginning to the last one's end.
+    epoch: Option<(Mark, Mark)>,
     /// Per host: datagrams sent and lost in this epoch.
     counts: BTreeMap<usize, (u64, u64)>,
+    /// Hosts in the last epoch.
+    hosts: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -132,7 +153,11 @@ enum State {
 }
 
 const EPOCH: Duration = Duration::from_millis(25);
-/// What was under way at the old rate is not counted to the new one.
+/// While growing fast nothing finer has to be told than a queue that overflows, at twice what the path carries: by so
+/// many datagrams, in so short a time. From 1 Gb/s to 16 it takes four times so long, and an answer each.
+const STARTUP_EPOCH: Duration = Duration::from_millis(8);
+const STARTUP_DATAGRAMS_MIN: u64 = 100;
+/// After the rate was lowered the path's queues are as full as before for so long.
 const SETTLE: Duration = Duration::from_millis(30);
 /// Fewer datagrams tell a loss of a few percent from chance too badly.
 const EPOCH_DATAGRAMS_MIN: u64 = 1500;
@@ -142,46 +167,57 @@ const TOLERANCE: f64 = 0.02;
 const FLOOD: f64 = 0.2;
 const PROBE_EVERY: Duration = Duration::from_millis(250);
 const PROBE_GAIN: f64 = 1.04;
-const STARTUP_GAIN: f64 = 1.5;
+const STARTUP_GAIN: f64 = 2.0;
 const DRAIN: f64 = 0.98;
 
 impl Search {
     fn new(min: u64, max: u64) -> Self {
         let (state, epoch_start) = (State::Startup, Duration::ZERO);
-        Self { min, max, floor: 0.0, state, epoch_start, epoch_spent: 0, counts: BTreeMap::new() }
+        Self { min, max, floor: 0.0, state, epoch_start, epoch: None, counts: BTreeMap::new(), hosts: 0 }
     }
 
-    fn observe(&mut self, host: usize, (sent, lost): (u64, u64), now: Duration, pace: Pace) -> u64 {
-        let rate = pace.bytes_per_s;
-        if now < self.epoch_start {
-            self.epoch_spent = pace.spent;
+    fn observe(&mut self, host: usize, sample: Sample, now: Duration, rate: u64) -> u64 {
+        let Sample { since, until, sent, lost } = sample;
+        if since.at < self.epoch_start {
             return rate;
         }
         let entry = self.counts.entry(host).or_default();
         entry.0 += sent;
         entry.1 += lost;
+        let (first, last) = self.epoch.unwrap_or((since, until));
+        let first = if since.at < first.at { since } else { first };
+        let last = if until.at > last.at { until } else { last };
+        self.epoch = Some((first, last));
         let datagrams = self.counts.values().map(|(sent, _)| *sent).max().unwrap_or(0);
         let loss = self.group_loss();
-        let enough = now >= self.epoch_start + EPOCH && datagrams >= EPOCH_DATAGRAMS_MIN;
+        let took = last.at.saturating_sub(first.at);
+        let enough = took >= EPOCH && datagrams >= EPOCH_DATAGRAMS_MIN;
         // A flood is told from chance by fewer datagrams.
         let flood = datagrams >= EPOCH_DATAGRAMS_MIN / 5 && loss > self.floor + FLOOD;
-        if !enough && !flood {
+        let grows = matches!(self.state, State::Startup)
+            && took >= STARTUP_EPOCH
+            && datagrams >= STARTUP_DATAGRAMS_MIN
+            && self.counts.len() * 2 >= self.hosts
+            && !self.is_high(loss, datagrams);
+        if !enough && !flood && !grows {
             return rate;
         }
-        let used = self.is_used(now, pace);
-        let new = self.step(loss, now, rate, used).clamp(self.min, self.max);
+        let used = is_used(rate, first, last);
+        let new = self.step(loss, datagrams, now, rate, used).clamp(self.min, self.max);
+        self.hosts = self.counts.len().max(self.hosts / 2);
         self.counts.clear();
-        self.epoch_spent = pace.spent;
-        self.epoch_start = if new == rate { now } else { now + SETTLE };
+        self.epoch = None;
+        self.epoch_start = match new.cmp(&rate) {
+            Ordering::Less => now + SETTLE,
+            Ordering::Equal => self.epoch_start,
+            Ordering::Greater => now,
+        };
         new
     }
 
-    /// Whether the rate was made use of in this epoch. If encoding, credit or the end of the data held the sender back,
-    /// that no losses rose says nothing about a higher rate (RFC 7661 has the same of TCP's window).
-    fn is_used(&self, now: Duration, pace: Pace) -> bool {
-        let could =
-            u128::from(pace.bytes_per_s) * now.saturating_sub(self.epoch_start).as_nanos() / 1_000_000_000;
-        u128::from(pace.spent - self.epoch_spent) * 4 >= could * 3
+    /// Whether losses are above what does not depend on the rate, by more than chance.
+    fn is_high(&self, loss: f64, datagrams: u64) -> bool {
+        loss > self.floor + TOLERANCE + chance(loss, datagrams.min(EPOCH_DATAGRAMS_MIN))
     }
 
     /// The loss that three quarters of the hosts do not exceed, and all but one of two or three: a bad link is no reason
@@ -195,8 +231,8 @@ impl Search {
         losses[quarters.min(losses.len().saturating_sub(2))]
     }
 
-    fn step(&mut self, loss: f64, now: Duration, rate: u64, used: bool) -> u64 {
-        let high = loss > self.floor + TOLERANCE + chance(loss);
+    fn step(&mut self, loss: f64, datagrams: u64, now: Duration, rate: u64, used: bool) -> u64 {
+        let high = self.is_high(loss, datagrams);
         let cruise = State::Cruise { probe_at: now + PROBE_EVERY };
         match self.state {
             State::Startup if !high && used => scaled(rate, STARTUP_GAIN),
@@ -231,10 +267,17 @@ impl Search {
     }
 }
 
-/// How far chance alone moves the loss measured in an epoch: two standard deviations.
-fn chance(loss: f64) -> f64 {
-    #[expect(clippy::cast_precision_loss, reason = "a small constant")]
-    let datagrams = EPOCH_DATAGRAMS_MIN as f64;
+/// Whether the rate was made use of in this time. If encoding, credit or the end of the data held the sender back, that
+/// no losses rose says nothing about a higher rate (RFC 7661 has the same of TCP's window).
+fn is_used(rate: u64, first: Mark, last: Mark) -> bool {
+    let could = u128::from(rate) * last.at.saturating_sub(first.at).as_nanos() / 1_000_000_000;
+    u128::from(last.spent - first.spent) * 4 >= could * 3
+}
+
+/// How far chance alone moves the loss measured of so many datagrams: two standard deviations.
+fn chance(loss: f64, datagrams: u64) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "a small count")]
+    let datagrams = datagrams as f64;
     2.0 * (loss * (1.0 - loss) / datagrams).sqrt()
 }
 
@@ -253,25 +296,66 @@ fn scaled(rate: u64, factor: f64) -> u64 {
 mod tests {
     use super::*;
 
+    /// A host asked at these moments, and told what became of `sent` datagrams between them.
+    fn tell(pacer: &mut Pacer, host: usize, (since, until): (Mark, Mark), sent: u64, lost: u64) {
+        pacer.observe(host, Sample { since, until, sent, lost }, until.at);
+    }
+
     /// Runs the search against a path of `capacity` bytes/s that loses `random` besides.
     fn settle(capacity: f64, random: f64, hosts: usize) -> f64 {
         let mut pacer = Pacer::new(RateConfig::AUTO);
         let mut now = Duration::ZERO;
         let mut sum = 0.0;
         for step in 0..2_000 {
+            let since = pacer.mark(now);
             now += Duration::from_millis(5);
             let rate = pacer.bytes_per_s() as f64;
             let through = (capacity / rate).min(1.0) * (1.0 - random);
             let sent = (rate * 0.005 / 1500.0).max(1.0);
             pacer.spend(now, scaled(1, rate * 0.005));
+            let until = pacer.mark(now);
             for host in 0..hosts {
-                pacer.observe(host, scaled(1, sent), scaled(1, sent * (1.0 - through)), now);
+                tell(&mut pacer, host, (since, until), scaled(1, sent), scaled(1, sent * (1.0 - through)));
             }
             if step >= 1_000 {
                 sum += rate / 1_000.0;
             }
         }
         sum
+    }
+
+    /// On a fast path a tenth of a second is enough for the rate to be no limit any more.
+    #[test]
+    fn a_fast_path_is_used_soon() {
+        let mut pacer = Pacer::new(RateConfig::AUTO);
+        let mut now = Duration::ZERO;
+        while pacer.bytes_per_s() < 2_500_000_000 {
+            let since = pacer.mark(now);
+            now += Duration::from_millis(10);
+            pacer.spend(now, scaled(pacer.bytes_per_s(), 0.01));
+            let until = pacer.mark(now);
+            let datagrams = scaled(pacer.bytes_per_s(), 0.01 / 9000.0);
+            (0..8).for_each(|host| tell(&mut pacer, host, (since, until), datagrams, 0));
+            assert!(now <= Duration::from_millis(100), "{} after {now:?}", pacer.bytes_per_s());
+        }
+    }
+
+    /// What was sent before the rate changed says nothing about it.
+    #[test]
+    fn only_what_was_sent_at_the_present_rate_counts() {
+        let mut pacer = Pacer::new(RateConfig::AUTO);
+        let start = pacer.mark(Duration::ZERO);
+        pacer.spend(Duration::ZERO, 1_250_000);
+        let first = pacer.mark(Duration::from_millis(10));
+        tell(&mut pacer, 0, (start, first), 800, 0);
+        let doubled = pacer.bytes_per_s();
+        assert_eq!(doubled, 250_000_000);
+        pacer.spend(first.at, 2_500_000);
+        let second = pacer.mark(Duration::from_millis(20));
+        tell(&mut pacer, 1, (start, second), 2400, 0);
+        assert_eq!(pacer.bytes_per_s(), doubled);
+        tell(&mut pacer, 1, (first, second), 1600, 0);
+        assert_eq!(pacer.bytes_per_s(), 2 * doubled);
     }
 
     #[test]
@@ -290,10 +374,12 @@ mod tests {
             let mut pacer = Pacer::new(RateConfig::Auto { min: 1, init: start, max: u64::MAX });
             let mut now = Duration::ZERO;
             for _ in 0..2_000 {
+                let since = pacer.mark(now);
                 now += Duration::from_millis(5);
                 // A third of what it may.
                 pacer.spend(now, scaled(pacer.bytes_per_s(), 0.005 / 3.0));
-                pacer.observe(0, 500, 0, now);
+                let until = pacer.mark(now);
+                tell(&mut pacer, 0, (since, until), 500, 0);
             }
             assert!(pacer.bytes_per_s() <= start, "{} from {start}", pacer.bytes_per_s());
         }
@@ -303,7 +389,8 @@ mod tests {
     fn losses_beyond_what_was_sent_are_not_believed() {
         let mut pacer = Pacer::new(RateConfig::AUTO);
         for _ in 0..2 {
-            pacer.observe(0, 100, u64::MAX, Duration::from_secs(1));
+            let at = pacer.mark(Duration::from_secs(1));
+            tell(&mut pacer, 0, (at, at), 100, u64::MAX);
         }
         let search = pacer.search.as_ref().expect("automatic");
         assert_eq!(search.counts[&0], (200, 200));

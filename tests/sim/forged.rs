@@ -160,10 +160,10 @@ fn a_block_sent_whole_that_is_done_is_told_done_again() {
     let mut held = |_: &wire::Digest| Some(Vec::new());
     let announce = ToHost::Announce(Announce { first_block: 0, circle: 0, blocks: vec![(640, [9; 32])] });
     session.handle_control(Duration::ZERO, announce, &mut held).expect("an announcement of what is held");
-    session.handle_timeout(Duration::from_millis(5));
+    session.handle_timeout(Duration::from_millis(15));
     let told = |session: &mut Session| said(session).iter().map(|report| report.done.len()).sum::<usize>();
     assert_eq!(told(&mut session), 1);
-    hear(&mut session, 6, ToHost::BlockData { block: 0, bytes: vec![0; 640] }).expect("a block");
-    session.handle_timeout(Duration::from_millis(20));
+    hear(&mut session, 16, ToHost::BlockData { block: 0, bytes: vec![0; 640] }).expect("a block");
+    session.handle_timeout(Duration::from_millis(40));
     assert_eq!(told(&mut session), 1);
 }

@@ -5,5 +5,6 @@ mod fairness;
 mod faults;
 mod forged;
 mod isolation;
+mod judges;
 mod transfers;
 mod world;

@@ -9,7 +9,7 @@ pub(super) const LOOK: Duration = Duration::from_millis(50);
 
 /// An error with its causes.
 pub(super) fn words(error: &dyn std::error::Error) -> String {
-    crate::driver::describe(error)
+    net::control::with_causes(error)
 }
 
 /// A page server's counters as the sender is told them.

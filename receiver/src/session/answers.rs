@@ -18,7 +18,7 @@ impl Session {
         self.watch_quiet(now);
         while let Some(asked) = self.asked.front() {
             let arrived_all = asked.through.sent.iter().all(|(channel, sent)| {
-                self.channels.get(channel).is_none_or(|channel| channel.received >= *sent)
+                self.channels.get(channel).is_none_or(|channel| channel.arrivals.received() >= *sent)
             });
             let over = self.is_passed(asked) || now >= asked.quiet_since + self.config.quiet;
             let waited = drained && now >= asked.arrived + self.config.reorder_grace;
@@ -32,7 +32,9 @@ impl Session {
             report.received = through
                 .sent
                 .iter()
-                .filter_map(|(channel, _)| Some((*channel, self.channels.get(channel)?.received)))
+                .filter_map(|(channel, sent)| {
+                    Some((*channel, self.channels.get(channel)?.arrivals.received_of(*sent)))
+                })
                 .collect();
             let deficits = through.blocks.iter().flat_map(|range| range.ids());
             report.deficits.extend(deficits.filter_map(|BlockId(id)| self.deficit(id)));
@@ -53,14 +55,14 @@ impl Session {
         let channels = asked.through.sent.iter();
         channels
             .into_iter()
-            .all(|(id, sent)| self.channels.get(id).is_none_or(|channel| channel.reached >= *sent))
+            .all(|(id, sent)| self.channels.get(id).is_none_or(|channel| channel.arrivals.reached() >= *sent))
     }
 
     /// Notes since when nothing has come for the first question.
     fn watch_quiet(&mut self, now: Duration) {
         let Some(asked) = self.asked.front_mut() else { return };
         let channels = asked.through.sent.iter().filter_map(|(id, _)| self.channels.get(id));
-        let received = channels.map(|channel| channel.received).sum();
+        let received = channels.map(|channel| channel.arrivals.received()).sum();
         if received != asked.received {
             asked.received = received;
             asked.quiet_since = now;

@@ -11,10 +11,12 @@
 //! and, if datagrams seem missing, until later ones have come or none come any more, because TCP may overtake UDP.
 
 mod answers;
+mod arrivals;
 mod blocks;
 
 use crate::check::Job;
 use crate::id_hash::IdHash;
+use arrivals::Arrivals;
 use fec::{BlockShape, Collector};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::net::IpAddr;
@@ -45,7 +47,7 @@ pub struct SessionConfig {
 
 impl SessionConfig {
     /// The usual bounds: 256 MiB in flight, 64 unannounced blocks, 2 ms of grace, 10 ms of quiet,
-    /// 2 ms of delay.
+    /// 10 ms of delay.
     #[must_use]
     pub fn new(symbol_size_max: u16, vms: usize) -> Self {
         Self {
@@ -55,7 +57,7 @@ impl SessionConfig {
             unannounced_blocks_max: 64,
             reorder_grace: Duration::from_millis(2),
             quiet: Duration::from_millis(10),
-            report_delay: Duration::from_millis(2),
+            report_delay: Duration::from_millis(10),
         }
     }
 }
@@ -113,15 +115,12 @@ pub enum ProtocolError {
 struct Channel {
     opener: Opener,
     group: Option<IpAddr>,
-    received: u64,
-    /// One more than the highest counter seen: how far the sender had got.
-    reached: u64,
+    arrivals: Arrivals,
 }
 
 impl Channel {
     fn count(&mut self, view: &View<'_>) {
-        self.received += 1;
-        self.reached = self.reached.max(view.header.counter.saturating_add(1));
+        self.arrivals.note(view.header.counter);
     }
 }
 
@@ -253,7 +252,7 @@ impl Session {
 
     fn join(&mut self, join: &Join) {
         let (channel, secret) = join.secret();
-        let entry = Channel { opener: Opener::new(&secret), group: join.group, received: 0, reached: 0 };
+        let entry = Channel { opener: Opener::new(&secret), group: join.group, arrivals: Arrivals::new() };
         self.channels.insert(channel.0, entry);
         match join.group {
             Some(group) => self.actions.push_back(Action::Join { channel, group }),

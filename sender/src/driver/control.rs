@@ -4,7 +4,7 @@
 use super::Happening;
 use super::queue::{Queue, Queued, queue};
 use crossbeam_channel::Sender;
-use net::control::{ControlError, connect};
+use net::control::{ControlError, connect, with_causes};
 use net::pki::Identity;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -117,7 +117,7 @@ impl Task {
                     }
                     (reason, false)
                 }
-                Err(error) => (describe(&error), is_final(&error)),
+                Err(error) => (with_causes(&error), is_final(&error)),
             };
             self.tell(Link::Down { reason, fatal });
             if fatal {
@@ -135,7 +135,7 @@ impl Task {
     async fn converse(&mut self, control: net::control::Control) -> Option<String> {
         let (mut reader, mut writer) = control.split();
         if let Err(error) = writer.write_frame(&self.offer.encode()).await {
-            return Some(describe(&error));
+            return Some(with_causes(&error));
         }
         let (queue, mut queued) = queue();
         self.tell(Link::Up(queue));
@@ -149,7 +149,7 @@ impl Task {
                         Err(error) => return error.to_string(),
                     },
                     Ok(None) => return "the host closed the connection".to_owned(),
-                    Err(error) => return describe(&error),
+                    Err(error) => return with_causes(&error),
                 }
             }
         };
@@ -187,7 +187,7 @@ async fn write_queue(
         }
         let slices: Vec<&[u8]> = frames.iter().map(Vec::as_slice).collect();
         if let Err(error) = writer.write_frames(&slices).await {
-            return Some(describe(&error));
+            return Some(with_causes(&error));
         }
     }
 }
@@ -205,15 +205,4 @@ fn is_final(error: &ControlError) -> bool {
             | ControlError::NoCertificate { .. }
             | ControlError::NotScatter { .. }
     )
-}
-
-/// The error and its causes in one line.
-fn describe(error: &ControlError) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }

@@ -21,9 +21,6 @@ impl Session {
             }
             let since = *entry.deaf_since.get_or_insert(now);
             if now >= since + DEAF_AFTER {
-                entry.deaf_since = None;
-                // Measured anew if it is tried on its groups again.
-                entry.loss = 0.0;
                 // Tried once more when it has caught up, and then left apart: each trial costs as long.
                 entry.times_apart = entry.times_apart.max(TIMES_APART_MAX - 2);
                 self.serve_apart(host, now);

@@ -75,6 +75,9 @@ impl Session {
         let Burst { channel, block, symbols, .. } = self.cut(burst);
         let count = symbols.count();
         let bytes = u64::from(count) * self.symbol_wire_bytes(block.0);
+        if self.channels[channel].sent == 0 {
+            self.count_from_here(channel, now);
+        }
         self.pacer.spend(now, bytes);
         self.channels[channel].sent += u64::from(count);
         for host in self.channels[channel].spec.hosts.clone() {

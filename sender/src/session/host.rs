@@ -1,5 +1,6 @@
 //! What the session knows of one host.
 
+use crate::rate::Mark;
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::time::Duration;
 use wire::control::HostStats;
@@ -33,7 +34,7 @@ pub(super) const TIMES_APART_MAX: u32 = 3;
 /// A question `Through` under way.
 pub(super) struct Ask {
     pub(super) seq: u64,
-    pub(super) at: Duration,
+    pub(super) at: Mark,
     /// The host's `sent_bytes` at that time: acknowledged by the answer.
     pub(super) sent_bytes: u64,
     /// Datagrams sent on the channels named.
@@ -100,13 +101,15 @@ pub(super) struct Host {
     pub(super) offered: u64,
     pub(super) claimed: u64,
     /// The share of them, of the last such time that told.
-    pub(super) claim_share: f64,
+    pub(super) claim_share: Option<f64>,
     /// Smoothed share of datagrams lost on the way to it.
     pub(super) loss: f64,
     /// Since when next to nothing reaches it.
     pub(super) deaf_since: Option<Duration>,
     /// Per channel id, at the last report.
     pub(super) counted: BTreeMap<u32, Counted>,
+    /// When the question of that report was asked, or the host became a member.
+    pub(super) counted_at: Mark,
     pub(super) stats: Option<HostStats>,
     pub(super) last_trouble: Option<String>,
 }
@@ -168,10 +171,11 @@ impl Host {
             times_apart: 0,
             offered: 0,
             claimed: 0,
-            claim_share: 0.0,
+            claim_share: None,
             loss: 0.0,
             deaf_since: None,
             counted: BTreeMap::new(),
+            counted_at: Mark::default(),
             stats: None,
             last_trouble: None,
         }

@@ -96,7 +96,7 @@ impl Session {
         latencies.sort_unstable();
         let median = latencies.get(latencies.len() / 2).copied().unwrap_or_default();
         let lag = self.config.lag_limit.max(median * 4);
-        let is_silent = |host: &&&Host| host.asks.front().is_some_and(|ask| now > ask.at + lag);
+        let is_silent = |host: &&&Host| host.asks.front().is_some_and(|ask| now > ask.at.at + lag);
         let silent = here.iter().filter(is_silent).count();
         if silent > 1 && silent * 2 >= here.len() { lag * 8 } else { lag }
     }
@@ -136,7 +136,7 @@ impl Session {
                 continue;
             }
             let entry = &self.hosts[host];
-            let silent = entry.asks.front().is_some_and(|ask| now > ask.at + lag);
+            let silent = entry.asks.front().is_some_and(|ask| now > ask.at.at + lag);
             match &entry.phase {
                 Phase::Active if silent => self.set_phase(host, Phase::Suspended, now),
                 Phase::Active if now > entry.blocking_since + SLOW_WINDOW => self.judge_slowness(host, now),
@@ -221,24 +221,19 @@ impl Session {
     fn judge_slowness(&mut self, host: usize, now: Duration) {
         let entry = &mut self.hosts[host];
         let slow = entry.blocking > SLOW_WINDOW.mul_f64(SLOW_SHARE);
-        if entry.offered >= CLAIM_SYMBOLS_MIN {
-            #[expect(clippy::cast_precision_loss, reason = "counts of symbols in half a second")]
-            let share = entry.claimed as f64 / entry.offered as f64;
-            entry.claim_share = share;
-        }
-        let share = entry.claim_share;
+        entry.claim_share = entry.claims();
+        let share = entry.claim_share.unwrap_or(0.0);
         entry.restart_judgement(now);
         let greedy = share > CLAIM_SHARE_MAX && self.usual_claim_share(host) < CLAIM_SHARE_USUAL;
         if (slow || greedy) && self.may_serve_apart() {
-            self.hosts[host].claim_share = 0.0;
             self.serve_apart(host, now);
         }
     }
 
-    /// What half of the other hosts do not exceed; all, if there are none.
+    /// What half of the other hosts do not exceed, as far as they tell yet; all, if none does.
     fn usual_claim_share(&self, host: usize) -> f64 {
         let others = (0..self.hosts.len()).filter(|other| *other != host && self.hosts[*other].is_active());
-        let mut shares: Vec<f64> = others.map(|other| self.hosts[other].claim_share).collect();
+        let mut shares: Vec<f64> = others.filter_map(|other| self.hosts[other].claims()).collect();
         shares.sort_by(f64::total_cmp);
         shares.get(shares.len().saturating_sub(1) / 2).copied().unwrap_or(1.0)
     }
@@ -248,7 +243,11 @@ impl Session {
         for channel in 0..self.channels.len() {
             self.leave(host, channel);
         }
-        self.hosts[host].times_apart = self.hosts[host].times_apart.saturating_add(1);
+        let entry = &mut self.hosts[host];
+        entry.times_apart = entry.times_apart.saturating_add(1);
+        // Measured anew if it is tried on its groups again, whichever judge took it off: the other one must not judge it by
+        // what was lost before.
+        (entry.loss, entry.claim_share, entry.deaf_since) = (0.0, None, None);
         self.set_phase(host, Phase::Unicast, now);
     }
 
@@ -266,6 +265,14 @@ impl Session {
 }
 
 impl Host {
+    /// The share of what its groups carried that it claimed to lack: since the judgement began, or before if that is too
+    /// little to tell.
+    fn claims(&self) -> Option<f64> {
+        #[expect(clippy::cast_precision_loss, reason = "counts of symbols in half a second")]
+        let share = self.claimed as f64 / self.offered as f64;
+        if self.offered >= CLAIM_SYMBOLS_MIN { Some(share) } else { self.claim_share }
+    }
+
     fn restart_judgement(&mut self, now: Duration) {
         self.blocking = Duration::ZERO;
         self.blocking_since = now;

@@ -48,6 +48,16 @@ impl Session {
         }
     }
 
+    /// Asks every host of which answers are not outstanding, because of a moment that answers are to be told apart by.
+    pub(super) fn ask_all(&mut self, now: Duration) {
+        for host in 0..self.hosts.len() {
+            let entry = &self.hosts[host];
+            if entry.is_active() && entry.asks.len() < ASKS_MAX && entry.under_way() > 0 {
+                self.ask(host, now);
+            }
+        }
+    }
+
     /// When the next question is due.
     pub(super) fn ask_due(&self, flush: bool) -> Option<Duration> {
         (0..self.hosts.len()).filter_map(|host| self.ask_due_at(host, flush)).min()
@@ -117,7 +127,7 @@ impl Session {
             }
         }
         let listed = control::ranges(blocks.iter().copied().map(BlockId));
-        entry.asks.push_back(Ask { seq, at: now, sent_bytes, sent: sent.clone(), blocks });
+        entry.asks.push_back(Ask { seq, at: self.pacer.mark(now), sent_bytes, sent: sent.clone(), blocks });
         self.say(host, ToHost::Through(Through { seq, sent, blocks: listed }));
     }
 }

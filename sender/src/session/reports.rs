@@ -3,6 +3,7 @@
 use super::flight::At;
 use super::host::{Counted, Membership, Phase};
 use super::{Event, Session, index};
+use crate::rate::{Mark, Sample};
 use std::collections::BTreeSet;
 use std::time::Duration;
 use wire::control::{Accept, Deficit, HostStats, RefuseCause, Report, ToSender};
@@ -151,13 +152,13 @@ impl Session {
             let Some(ask) = self.hosts[host].asks.pop_front() else { break };
             progress |= ask.sent_bytes > self.hosts[host].acked_bytes;
             let latency = &mut self.hosts[host].latency;
-            *latency = (*latency * 3 + now.saturating_sub(ask.at)) / 4;
+            *latency = (*latency * 3 + now.saturating_sub(ask.at.at)) / 4;
             self.hosts[host].acked_bytes = self.hosts[host].acked_bytes.max(ask.sent_bytes);
             for id in ask.blocks {
                 self.settle(host, id, lacking, now);
             }
             if ask.seq == seq {
-                self.count_losses(host, &ask.sent, received, now);
+                self.count_losses(host, (ask.at, &ask.sent), received, now);
             }
         }
         if progress {
@@ -235,9 +236,30 @@ impl Session {
         entry.owed.insert(id);
     }
 
+    /// The first datagrams of a channel go out: the members' first reports tell already what became of them.
+    pub(super) fn count_from_here(&mut self, channel: usize, now: Duration) {
+        let (id, mark) = (self.channels[channel].spec.id.0, self.pacer.mark(now));
+        for host in self.channels[channel].spec.hosts.clone() {
+            if self.hosts[host].is_member(channel, now) {
+                let entry = &mut self.hosts[host];
+                if entry.counted.is_empty() {
+                    entry.counted_at = mark;
+                }
+                entry.counted.insert(id, Counted { sent: 0, missing: 0 });
+            }
+        }
+    }
+
     /// What was sent on a channel and never arrived, as far as the report tells: datagrams that arrived after the
     /// question hide as many losses at first, but not for long.
-    fn count_losses(&mut self, host: usize, sent: &[(u32, u64)], received: &[(u32, u64)], now: Duration) {
+    fn count_losses(
+        &mut self,
+        host: usize,
+        (until, sent): (Mark, &[(u32, u64)]),
+        received: &[(u32, u64)],
+        now: Duration,
+    ) {
+        let since = std::mem::replace(&mut self.hosts[host].counted_at, until);
         let (mut sent_more, mut lost) = (0, 0);
         for (channel, sent) in sent {
             let Some((_, received)) = received.iter().find(|(id, _)| id == channel) else { continue };
@@ -263,6 +285,8 @@ impl Session {
         let loss = lost as f64 / sent_more as f64;
         let entry = &mut self.hosts[host];
         entry.loss += (loss - entry.loss) * LOSS_WEIGHT;
-        self.pacer.observe(host, sent_more, lost, now);
+        if self.pacer.observe(host, Sample { since, until, sent: sent_more, lost }, now) {
+            self.ask_all(now);
+        }
     }
 }

@@ -3,7 +3,7 @@
 use crate::cli::exit::{Coded, Exit, Outcome};
 use crate::commands::host_addresses;
 use net::Interface;
-use net::control::{FrameReader, connect};
+use net::control::{FrameReader, connect, with_causes};
 use net::doctor::{Finding, Severity, send_probes};
 use net::pki::Identity;
 use net::udp::{Family, SenderOptions, UdpSender};
@@ -160,11 +160,11 @@ async fn probe(
     common: &Common,
     kind: &Kind,
 ) -> Result<ProbeResult, String> {
-    let control = connect(address, identity, name).await.map_err(|error| words(&error))?;
+    let control = connect(address, identity, name).await.map_err(|error| with_causes(&error))?;
     let (mut reader, mut writer) = control.split();
     let listen_ms = u32::try_from((LISTEN + common.join).as_millis()).unwrap_or(10_000).min(10_000);
     let request = ToHost::Probe(Probe { group, port: common.port, count: kind.count, listen_ms });
-    writer.write_frame(&request.encode()).await.map_err(|error| words(&error))?;
+    writer.write_frame(&request.encode()).await.map_err(|error| with_causes(&error))?;
     match answer(name, &mut reader).await? {
         ToSender::ProbeReady => {}
         ToSender::ProbeResult(result) => return Ok(result),
@@ -173,7 +173,7 @@ async fn probe(
     tokio::time::sleep(common.join).await;
     let options = SenderOptions { ttl: common.ttl, gso: kind.gso, ..SenderOptions::default() };
     let mut sender =
-        UdpSender::bind(&common.interface, common.family, options).map_err(|error| words(&error))?;
+        UdpSender::bind(&common.interface, common.family, options).map_err(|error| with_causes(&error))?;
     let dest = SocketAddr::new(group, common.port);
     send_probes(&mut sender, dest, kind.count, kind.bytes)
         .map_err(|error| format!("cannot send {} to {dest}: {error}", kind.what))?;
@@ -183,24 +183,13 @@ async fn probe(
     }
 }
 
-/// An error with its causes.
-fn words(error: &dyn std::error::Error) -> String {
-    let mut words = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        words = format!("{words}: {cause}");
-        source = cause.source();
-    }
-    words
-}
-
 async fn answer(name: &str, reader: &mut FrameReader) -> Result<ToSender, String> {
     match tokio::time::timeout(ANSWER_MAX, reader.read_frame()).await {
         Ok(Ok(Some(frame))) => ToSender::decode(&frame).map_err(|error| format!("{name}: {error}")),
         Ok(Ok(None)) => {
             Err(format!("{name}: closed the connection without an answer; is a transfer under way there?"))
         }
-        Ok(Err(error)) => Err(words(&error)),
+        Ok(Err(error)) => Err(with_causes(&error)),
         Err(_) => Err(format!("{name}: did not answer within {} s", ANSWER_MAX.as_secs())),
     }
 }

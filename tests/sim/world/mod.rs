@@ -63,6 +63,8 @@ pub(crate) struct World {
     pub(crate) whole_bytes: u64,
     /// Turns of the sender without work and without a time to sleep until.
     pub(crate) spins: u64,
+    /// The hosts' phases, each with its beginning.
+    pub(crate) phases: Vec<(Duration, usize, Phase)>,
     /// What the sender hears in place of what a host said.
     pub(crate) tap: Option<Tap>,
     /// Hosts whose connection comes up at this time.
@@ -140,6 +142,7 @@ impl World {
             sent_datagrams: 0,
             whole_bytes: 0,
             spins: 0,
+            phases: Vec::new(),
             tap: None,
             connects: Vec::new(),
         };

@@ -3,6 +3,7 @@
 use super::{SYMBOL_SIZE, World, sim};
 use lab::sim::Dest;
 use sender::encode::{EncodedBlock, encode_stripe};
+use sender::session::Event;
 use wire::BlockId;
 use wire::control::ToHost;
 use wire::datagram::OVERHEAD_BYTES;
@@ -76,6 +77,9 @@ impl World {
         while let Some(event) = self.sender.poll_event() {
             if std::env::var_os("SIM_TRACE").is_some() {
                 println!("{:?} {event:?} {}", self.now, self.describe());
+            }
+            if let Event::Phase { host, phase } = event {
+                self.phases.push((self.now, host, phase));
             }
         }
     }

@@ -174,3 +174,15 @@ pub enum ControlError {
 fn at(time: Option<SystemTime>) -> String {
     time.map_or_else(String::new, |time| format!(" ({})", utc(time)))
 }
+
+/// An error and its causes in one line, each after a colon: what is told to people and to other hosts.
+#[must_use]
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}

@@ -16,7 +16,7 @@ mod frame;
 mod listen;
 mod tls;
 
-pub use error::{ControlError, Peer};
+pub use error::{ControlError, Peer, with_causes};
 pub use frame::{FRAME_BYTES_MAX, FrameReader, FrameWriter};
 pub use listen::Listener;
 

@@ -95,7 +95,7 @@ pub struct Deficit {
 pub struct Report {
     /// The latest `Through` that is fully answered by this and earlier reports; 0 before the first.
     pub seq: u64,
-    /// For each channel named in that `Through`: datagrams received on it since the session began.
+    /// For each channel named in that `Through`: how many of the datagrams that it says were sent have come.
     pub received: Vec<(u32, u64)>,
     /// Blocks verified and placed since the last report.
     pub done: Vec<BlockRange>,
