@@ -16,6 +16,19 @@ const SAMPLE_RUN: u32 = 64;
 /// Such runs: 4 MiB in all.
 const SAMPLE_RUNS: u32 = 16;
 
+/// What an image begins with that is no file but a monitor's socket of a QEMU that runs.
+const RUNNING: &str = "qmp:";
+
+/// Whether an image is to be captured from a VM that runs.
+pub(crate) fn is_running(image: &str) -> bool {
+    image.starts_with(RUNNING)
+}
+
+/// The monitor's socket of such an image.
+pub(crate) fn monitor(file: &Path, image: &str) -> Option<PathBuf> {
+    image.strip_prefix(RUNNING).map(|socket| path_beside(file, socket))
+}
+
 /// Where an image of a file stands: relative paths start at that file.
 pub(crate) fn path_beside(file: &Path, image: &str) -> PathBuf {
     file.parent().unwrap_or(Path::new("")).join(image)

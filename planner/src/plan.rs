@@ -62,7 +62,7 @@ pub struct Plan {
 pub struct PlannedVm {
     /// Name, and the name of the rebuilt file `STORE/<name>.ram`.
     pub name: String,
-    /// Path of the memory image on the source host.
+    /// Path of the memory image on the source host; `qmp:SOCKET` is a QEMU that runs, which `scatter clone` captures.
     pub image: String,
     /// Format of the image. Default: found by the image's first bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]

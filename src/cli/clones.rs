@@ -1,6 +1,7 @@
 //! The flags of `clone` and `microvm`.
 
 use super::args::Send;
+use super::capture::How;
 use super::parse;
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
@@ -14,6 +15,7 @@ The plan's VMs that are to be started have `launch`; how many clones of each sta
            \"launch\": {\"kind\": \"microvm\", \"attachments\": {\"state\": \"golden.state\"}}}]
 `launch` may also name a `working_set`: a file of pages in the order in which a guest first touched them, as `scatter microvm` and
 `--record` write it. Its contents are sent before everything else.
+A VM's image may be qmp:SOCKET, a QEMU that runs: it is captured, and goes on.
 Each host must allow the kind: scatter receive --launch microvm. Device state goes out first; a clone's page faults are answered
 ahead of all other data, while multicast brings the rest. It ends when every clone has all of its memory, or is over.
 
@@ -42,6 +44,12 @@ pub(crate) struct Clone {
     /// its attachments and the plan are written anew. To take up a transfer that broke off, leave it out. May be given more than once
     #[arg(long, value_name = "VM=SOCKET", value_parser = parse::vm_socket)]
     pub(crate) from: Vec<(String, String)>,
+    /// VMs under QEMU that run
+    #[command(flatten)]
+    pub(crate) capture: How,
+    /// Where the memory of VMs that run is put while it is sent; best on a tmpfs
+    #[arg(long, value_name = "DIR", default_value = "/dev/shm")]
+    pub(crate) capture_dir: PathBuf,
 }
 
 /// `--pre-paging`.
@@ -73,7 +81,8 @@ written, so DIR belongs on a tmpfs. Cloud Hypervisor's VMs need memory with shar
 Examples:
   scatter capture firecracker /run/golden.sock /dev/shm/golden
   scatter capture firecracker /run/golden.sock /dev/shm/later --base /dev/shm/golden/memory
-  scatter capture cloud-hypervisor /run/ch.sock /dev/shm/golden")]
+  scatter capture cloud-hypervisor /run/ch.sock /dev/shm/golden
+  scatter capture qemu /run/vm/qmp.sock /dev/shm/golden --snapshot-disks /srv/vm")]
 pub(crate) struct Capture {
     /// The hypervisor
     #[arg(value_enum)]
@@ -85,6 +94,9 @@ pub(crate) struct Capture {
     /// Only what changed since the VM's last snapshot, whose memory this is, is written by the hypervisor (Firecracker)
     #[arg(long, value_name = "MEMORY")]
     pub(crate) base: Option<PathBuf>,
+    /// QEMU
+    #[command(flatten)]
+    pub(crate) how: How,
 }
 
 /// Hypervisors whose running VMs can be captured; named as [`LaunchKind`].
@@ -94,6 +106,8 @@ pub(crate) enum CaptureKind {
     Firecracker,
     /// Cloud Hypervisor: a local migration that is not finished
     CloudHypervisor,
+    /// Stock QEMU, by its monitor (QMP), while it runs; also a file in mapped-ram format, or an image of `virsh save`
+    Qemu,
 }
 
 impl CaptureKind {

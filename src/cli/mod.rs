@@ -1,6 +1,7 @@
 //! Flags: what may be written on the command line, and how it ends.
 
 pub(crate) mod args;
+pub(crate) mod capture;
 pub(crate) mod clones;
 pub(crate) mod exit;
 pub(crate) mod parse;

@@ -1,5 +1,7 @@
 //! `scatter capture`, and `scatter clone --from`: a running VM's snapshot, through its hypervisor's API.
 
+use super::qemu_capture;
+use crate::cli::capture::How;
 use crate::cli::clones::{Capture, CaptureKind};
 use crate::cli::exit::{Coded, Exit, Failure, Outcome};
 use crate::{images, units};
@@ -30,7 +32,7 @@ pub(crate) fn run(args: &Capture) -> Outcome {
     if args.base.is_some() && args.kind != CaptureKind::Firecracker {
         return Err(Failure::new(Exit::Usage, "--base: only Firecracker has snapshots of what changed"));
     }
-    let taken = take(args.kind, &args.socket, &dir, args.base.as_deref())?;
+    let taken = take(args.kind, &args.socket, &dir, args.base.as_deref(), &args.how)?;
     let path = |name: &&str| ((*name).to_owned(), dir.join(name).display().to_string());
     let launch = Launch {
         kind: args.kind.name(),
@@ -53,7 +55,7 @@ pub(crate) fn run(args: &Capture) -> Outcome {
 
 /// Takes the snapshots that a plan's clones are to be made of, now: `from` has VMs of the plan and the API sockets of the running
 /// ones. Their images, attachments and fingerprints in the plan become those of the snapshots, and the plan's file is written anew.
-pub(crate) fn refresh(plan: &mut Plan, file: &Path, from: &[(String, String)]) -> Outcome<()> {
+pub(crate) fn refresh(plan: &mut Plan, file: &Path, from: &[(String, String)], how: &How) -> Outcome<()> {
     for (name, socket) in from {
         let wrong = |words: &str| Failure::new(Exit::Input, format!("--from {name}={socket}: {words}"));
         let vm = plan.vms.iter_mut().find(|vm| vm.name == *name);
@@ -66,7 +68,7 @@ pub(crate) fn refresh(plan: &mut Plan, file: &Path, from: &[(String, String)]) -
         make(beside)?;
         // Never over a file that others may have mapped: what is there is replaced when the new one is whole.
         let dir = tempfile::Builder::new().prefix(".capture-").tempdir_in(beside).or_exit(Exit::Input)?;
-        let taken = take(kind, Path::new(socket), dir.path(), None)?;
+        let taken = take(kind, Path::new(socket), dir.path(), None, how)?;
         let files = attachments(file, &launch.attachments, taken.attachments)
             .map_err(|words| wrong(&format!("its `launch` {words}")))?;
         for (from, to) in files.into_iter().chain([(MEMORY, image.clone())]) {
@@ -117,11 +119,22 @@ fn make(dir: &Path) -> Outcome<()> {
 }
 
 /// The one place where a kind becomes a way to take snapshots. `dir` is absolute: other processes write into it.
-fn take(kind: CaptureKind, socket: &Path, dir: &Path, base: Option<&Path>) -> Outcome<Taken> {
+fn take(kind: CaptureKind, socket: &Path, dir: &Path, base: Option<&Path>, how: &How) -> Outcome<Taken> {
     match kind {
+        CaptureKind::Qemu => of_qemu(socket, dir, how),
         CaptureKind::Firecracker => of_firecracker(socket, dir, base),
         CaptureKind::CloudHypervisor => of_cloud_hypervisor(socket, dir),
     }
+}
+
+fn of_qemu(source: &Path, dir: &Path, how: &How) -> Outcome<Taken> {
+    let taken = qemu_capture::into_folder(source, dir, how)?;
+    eprintln!("scatter: {}", crate::report::capture_words(&taken.report));
+    Ok(Taken {
+        attachments: &[qemu_capture::STATE],
+        fingerprint: taken.state.offer(),
+        downtime: Duration::from_secs_f64(taken.report.pause_s),
+    })
 }
 
 fn of_firecracker(socket: &Path, dir: &Path, base: Option<&Path>) -> Outcome<Taken> {

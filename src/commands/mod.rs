@@ -9,6 +9,7 @@ mod launchers;
 pub(crate) mod measure;
 pub(crate) mod microvm;
 pub(crate) mod plan;
+pub(crate) mod qemu_capture;
 pub(crate) mod receive;
 pub(crate) mod report;
 pub(crate) mod schema;

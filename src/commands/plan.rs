@@ -65,7 +65,7 @@ fn reachable_images(inventory: &Inventory, args: &Args) -> Outcome<Inventory> {
     }
     for vm in &mut planned.vms {
         let attachments = vm.launch.iter_mut().flat_map(|launch| launch.attachments.values_mut());
-        for path in attachments.chain([&mut vm.image]) {
+        for path in attachments.chain([&mut vm.image]).filter(|path| !images::is_running(path)) {
             let whole = images::path_beside(&args.inventory, path);
             let whole = std::path::absolute(&whole).or_exit(Exit::Input)?;
             *path = whole.into_os_string().into_string().map_err(|path| {

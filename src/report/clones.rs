@@ -41,6 +41,51 @@ pub(crate) struct ClonesReport {
     pub(crate) clones: Vec<CloneReport>,
 }
 
+/// A VM that was captured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct CaptureReport {
+    /// Its name.
+    pub(crate) vm: String,
+    /// Its monitor, or the file.
+    pub(crate) source: String,
+    /// How its memory was taken.
+    pub(crate) way: String,
+    /// Why so.
+    pub(crate) because: String,
+    /// From the first command to the last byte.
+    pub(crate) total_s: f64,
+    /// How long the source stood.
+    pub(crate) pause_s: f64,
+    /// Pages taken with their bytes, those that came again included; 0 for files.
+    pub(crate) pages: u64,
+    /// Pages told to be zero.
+    pub(crate) zero_pages: u64,
+    /// Bytes of QEMU's stream.
+    pub(crate) stream_bytes: u64,
+    /// Disks that were frozen: their files do not change any more, and clones' overlays go over them.
+    pub(crate) disks: Vec<String>,
+}
+
+/// In words.
+pub(crate) fn capture_words(capture: &CaptureReport) -> String {
+    let mut words = format!(
+        "{} captured by {} ({}) in {}, {}",
+        capture.vm,
+        capture.way,
+        capture.because,
+        time(capture.total_s),
+        bytes(capture.stream_bytes),
+    );
+    if capture.pause_s > 0.0 {
+        let _ = write!(words, "; it stood for {}, and goes on", time(capture.pause_s));
+    }
+    if !capture.disks.is_empty() {
+        let _ = write!(words, "; frozen disks: {}", capture.disks.join(", "));
+    }
+    words
+}
+
 /// One clone.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

@@ -5,7 +5,7 @@ mod clones;
 mod html;
 mod text;
 
-pub(crate) use clones::{CloneReport, ClonesReport};
+pub(crate) use clones::{CaptureReport, CloneReport, ClonesReport, capture_words};
 pub(crate) use html::page;
 pub(crate) use text::text;
 
@@ -54,6 +54,9 @@ pub(crate) struct TransferReport {
     pub(crate) cost: Cost,
     /// The segments, in the order of sending.
     pub(crate) segments: Vec<SegmentReport>,
+    /// VMs that were captured for this transfer, running or from files with their state.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) captures: Vec<CaptureReport>,
     /// Clones that were started while their memory arrived; only from `clone`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) clones: Option<ClonesReport>,

@@ -20,6 +20,9 @@ pub(crate) fn text(report: &TransferReport) -> String {
         time(report.times.prepare_s),
     );
     hosts(&mut out, report);
+    for capture in &report.captures {
+        let _ = writeln!(out, "\n{}", super::capture_words(capture));
+    }
     if let Some(clones) = &report.clones {
         super::clones::text(&mut out, clones);
     }

@@ -2,7 +2,6 @@
 //! memory arrives.
 
 use crate::fleet::{Fleet, PATIENCE, name};
-use crate::images::Image;
 use lab::hosts::{LabOptions, Loss, Scope};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -10,16 +9,17 @@ use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use vmm::qemu::{CaptureOptions, Identity, Launch, Vm, capture};
+use vmm::qemu::{Identity, Launch, Vm};
 
 /// A guest boots in some seconds; a loaded machine may take ten times as long.
 const BOOT_WITHIN: Duration = Duration::from_secs(120);
 
 struct Qemus {
     // Dropped in this order: the source, whatever the hosts left, the hosts.
-    source: Option<Vm>,
+    _source: Vm,
     _sweep: Sweep,
     fleet: Fleet,
+    mib: u32,
 }
 
 /// Ends QEMUs that a test which failed, or a receiver which was killed, left behind: those with files in the test's directory.
@@ -63,7 +63,7 @@ fn machine(test: &str, mib: u32, work_mib: u32) -> Option<Launch> {
         }
     };
     let fixed = "-accel tcg -cpu max -nodefaults -no-reboot -display none -machine q35,vmport=off -device vmgenid,guid={vmgenid} \
-                 -serial file:{dir}/serial";
+                 -serial file:{dir}/serial -qmp unix:{dir}/user.sock,server=on,wait=off";
     let mut args: Vec<String> = fixed.split(' ').map(str::to_owned).collect();
     let append = format!("console=ttyS0 quiet ticker.mib={work_mib} ticker.pause=20");
     let [kernel, initrd] = files;
@@ -83,11 +83,7 @@ impl Qemus {
         source.check().expect("it runs");
         let config = json!({"qemu": [{"name": "ticker", "args": machine.args, "end-with-receiver": true}]});
         fs::write(fleet.dir().join("machine.json"), config.to_string()).expect("written");
-        Some(Self { source: Some(source), _sweep: sweep, fleet })
-    }
-
-    fn source(&mut self) -> &mut Vm {
-        self.source.as_mut().expect("not ended")
+        Some(Self { _source: source, _sweep: sweep, fleet, mib })
     }
 
     fn start_receivers(&mut self) {
@@ -102,27 +98,16 @@ impl Qemus {
         }
     }
 
-    /// Takes the source; it goes on.
-    fn capture(&mut self) {
-        let dir = self.fleet.dir().join("golden");
-        fs::create_dir_all(&dir).expect("made");
-        let image = dir.join("memory");
-        let captured = capture(&mut self.source().qmp, CaptureOptions::new(&image)).expect("captured");
-        println!("captured by {}: {:?}", captured.way, captured.figures);
-        fs::write(dir.join("state"), captured.state.encode()).expect("written");
-    }
-
     /// A plan that starts so many clones on each host.
-    fn plan(&self, per_host: u32) -> PathBuf {
-        let hosts = self.fleet.numbers().len();
-        let image = Image { name: "golden".into(), path: self.fleet.dir().join("golden/memory") };
-        let plan = self.fleet.clone_plan(&[image], self.fleet.numbers());
-        let mut value: Value =
-            serde_json::from_str(&fs::read_to_string(&plan).expect("a plan")).expect("JSON");
-        value["vms"][0]["instances"] = json!(vec![per_host; hosts]);
-        value["vms"][0]["launch"] = json!({"kind": "qemu", "attachments": {"state": "golden/state"}});
-        fs::write(&plan, value.to_string()).expect("written");
-        plan
+    fn plan(&self, per_host: u64) -> PathBuf {
+        let hosts = self.fleet.numbers().len() as u64;
+        let vm = json!({"name": "golden", "image": "qmp:source/user.sock", "memory_mib": self.mib, "to": {"clones": hosts * per_host}, "clones_per_host": per_host,
+            "launch": {"kind": "qemu"}});
+        let mut inventory = self.fleet.inventory(&[], self.fleet.numbers(), 1 << 20);
+        inventory["vms"] = json!([vm]);
+        fs::write(self.fleet.dir().join("inventory.json"), inventory.to_string()).expect("written");
+        self.fleet.scatter(&["plan", "inventory.json", "-o", "plan.json"]);
+        self.fleet.dir().join("plan.json")
     }
 
     /// A short path, as sockets are in it.
@@ -164,6 +149,23 @@ fn wait_for_ticks(dir: &Path, count: usize, within: Duration) {
     }
 }
 
+fn say(what: &str, report: &Value) {
+    let seconds = |value: &Value| value.as_f64().unwrap_or_default();
+    let (capture, clones) = (&report["captures"][0], &report["clones"]);
+    println!(
+        "{what}: captured in {:.0} ms, the source stood for {:.1} ms; first instruction p50 {:.0} ms, last {:.0} ms; {} pages answered; {} \
+         bytes on the wire for {} encoded; {:.2} s in all",
+        seconds(&capture["total_s"]) * 1e3,
+        seconds(&capture["pause_s"]) * 1e3,
+        seconds(&clones["first_instruction_p50_s"]) * 1e3,
+        seconds(&clones["first_instruction_last_s"]) * 1e3,
+        clones["pages_answered"],
+        report["network"]["wire_bytes"],
+        report["network"]["encoded_bytes"],
+        seconds(&report["times"]["total_s"]),
+    );
+}
+
 #[test]
 fn a_running_linux_guest_becomes_eight_on_four_hosts_without_loss_and_with_one_percent() {
     const TEST: &str = "a_running_linux_guest_becomes_eight_on_four_hosts_without_loss_and_with_one_percent";
@@ -173,13 +175,16 @@ fn a_running_linux_guest_becomes_eight_on_four_hosts_without_loss_and_with_one_p
             qemus.fleet.lab.loss(host, Loss::random(permille).of(Scope::Datagrams)).expect("loss");
         }
         let start = Instant::now();
-        let _ = fs::remove_dir_all(qemus.fleet.dir().join("golden"));
-        qemus.capture();
         let plan = qemus.plan(2);
         qemus.start_receivers();
-        println!("ready after {:?}", start.elapsed());
         let sent = qemus.fleet.transfer("clone", &plan, &["--rate", "500M"]).finish().ok();
+        say(&format!("8 clones on 4 hosts, {permille} ‰ loss"), &sent.report);
         assert_eq!(sent.report["clones"]["running"], 8, "{}", sent.said);
+        let (wire, encoded) = (sent.network("wire_bytes"), sent.network("encoded_bytes"));
+        assert!(wire < encoded * 6 / 5, "{wire} bytes for one encoded copy of {encoded}");
+        assert!(sent.said.contains("golden captured by live stream"), "{}", sent.said);
+        let how = sent.report["clones"]["clones"][0]["how"].as_str().expect("how it runs");
+        assert!(how.contains("private memory, by post-copy") && how.contains("vmgenid"), "{how}");
         qemus.check_guests(2);
         println!("all ticked 70 times after {:?}", start.elapsed());
         let before = ticks(&qemus.fleet.dir().join("source"));

@@ -1,8 +1,10 @@
 //! `scatter clone`: which clones start where, and what became of them.
 
 use super::outcome::Sent;
+use super::sources::Sources;
 use crate::cli::clones::{Clone, PrePaging, StartWhen};
 use crate::cli::exit::{Coded, Exit, Failure, Outcome};
+use crate::commands::qemu_capture::STATE;
 use crate::images;
 use crate::report::{CloneReport, ClonesReport};
 use crate::units::float;
@@ -12,9 +14,7 @@ use planner::Plan;
 use planner::plan::PlannedVm;
 use sender::driver;
 use sender::guests::{CloneOutcome, GuestInput};
-use std::sync::Arc;
 use std::time::Duration;
-use vmm::image::MappedImage;
 use vmm::qemu::DeviceState;
 use vmm::uffd::WorkingSet;
 use wire::control::Paging;
@@ -25,7 +25,7 @@ const AROUND_PAGES: u16 = 16;
 const WAIT_MS_MAX: u16 = 400;
 
 /// The guests of a plan.
-pub(super) fn guests(plan: &Plan, args: &Clone, memories: &[Arc<MappedImage>]) -> Outcome<Vec<GuestInput>> {
+pub(super) fn guests(plan: &Plan, args: &Clone, sources: &Sources) -> Outcome<Vec<GuestInput>> {
     let file = args.send.group.as_path();
     let paging = paging(args)?;
     let mut guests = Vec::new();
@@ -41,14 +41,17 @@ pub(super) fn guests(plan: &Plan, args: &Clone, memories: &[Arc<MappedImage>]) -
             let at = plan.hosts[usize::from(*host)].name.as_str();
             (1..=*count).map(move |number| (usize::from(*host), format!("{}-{at}-{number}", planned.name)))
         });
-        let attachments: Vec<(String, Vec<u8>)> = attachments.collect::<Outcome<_>>()?;
+        let mut attachments: Vec<(String, Vec<u8>)> = attachments.collect::<Outcome<_>>()?;
+        if let Some(state) = &sources.states[usize::from(vm)] {
+            attachments.push((STATE.to_owned(), state.clone()));
+        }
         guests.push(GuestInput {
             vm,
             kind: launch.kind.clone(),
             fingerprint: fingerprint(&planned.name, launch, &attachments)?,
             attachments,
             clones: clones.collect(),
-            working_set: working_set(args, planned, memories[usize::from(vm)].page_count())?,
+            working_set: working_set(args, planned, sources.images[usize::from(vm)].page_count())?,
             paging,
         });
     }
@@ -66,7 +69,7 @@ fn fingerprint(vm: &str, launch: &planner::Launch, attachments: &[(String, Vec<u
     if launch.kind != "qemu" || !launch.fingerprint.is_empty() {
         return Ok(launch.fingerprint.clone());
     }
-    let state = attachments.iter().find(|(name, _)| name == "state");
+    let state = attachments.iter().find(|(name, _)| name == STATE);
     let state = state.with_context(|| format!("VM {vm}: kind qemu needs the attachment `state`"));
     let (_, state) = state.or_exit(Exit::Input)?;
     let state = DeviceState::decode(state).with_context(|| format!("VM {vm}: attachment state"));

@@ -4,6 +4,7 @@ mod clones;
 mod display;
 mod outcome;
 mod schedule;
+mod sources;
 
 use crate::cli::args::Send;
 use crate::cli::clones::Clone;
@@ -26,7 +27,6 @@ use sender::rate::RateConfig;
 use sender::session::SessionConfig;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
@@ -56,7 +56,7 @@ fn send(args: &Send, launch: Option<&Clone>) -> Outcome {
     let start = Instant::now();
     let mut plan = read_plan(&args.group)?;
     if let Some(launch) = launch {
-        super::capture::refresh(&mut plan, &args.group, &launch.from)?;
+        super::capture::refresh(&mut plan, &args.group, &launch.from, &launch.capture)?;
     }
     super::stale::refuse(&plan, &args.group)?;
     let interface = sending_interface(args.interface.as_deref(), &plan)?;
@@ -68,14 +68,15 @@ fn send(args: &Send, launch: Option<&Clone>) -> Outcome {
     let symbol = symbol_size(args.symbol_size, &interface, &addresses, ipv6)?;
     let interrupt = interrupt::install().or_exit(Exit::System)?;
     let mut display = Display::new(&plan, args.json);
-    let images = open(&plan, &args.group)?;
-    let guests = launch.map_or(Ok(Vec::new()), |args| clones::guests(&plan, args, &images))?;
+    let sources = sources::open(&plan, &args.group, launch)?;
+    let images = &sources.images;
+    let guests = launch.map_or(Ok(Vec::new()), |args| clones::guests(&plan, args, &sources))?;
     let threads = threads(args.threads);
-    display.reading(&images);
-    let mut prepared = Prepared::new(vm_inputs(&plan, &images), threads);
-    images::check_unchanged(&images)?;
-    let sources: Vec<&Arc<dyn PageSource>> = prepared.vms.iter().map(|vm| &vm.source).collect();
-    let costs = images::encoding_costs(&prepared.index, &sources);
+    display.reading(images);
+    let mut prepared = Prepared::new(vm_inputs(&plan, images), threads);
+    images::check_unchanged(images)?;
+    let pages: Vec<&Arc<dyn PageSource>> = prepared.vms.iter().map(|vm| &vm.source).collect();
+    let costs = images::encoding_costs(&prepared.index, &pages);
     let forced = match args.encoding {
         EncodingChoice::Auto => None,
         EncodingChoice::Fixed(encoding) => Some(encoding),
@@ -114,11 +115,12 @@ fn send(args: &Send, launch: Option<&Clone>) -> Outcome {
         guests,
     };
     let mut sent = Sent::new(&plan, &prepared, &schedule, settings, prepare);
-    transfer(&prepared, &schedule, config, &images, &interrupt, &mut display, &mut sent)?;
+    sent.captures.clone_from(&sources.captures);
+    transfer(&prepared, &schedule, config, images, &interrupt, &mut display, &mut sent)?;
     if let Some(args) = launch {
         clones::record(args, &plan, &sent)?;
     }
-    finish(args, sent, &images, interrupt.load(Ordering::Relaxed), &mut display)
+    finish(args, sent, images, interrupt.load(Ordering::Relaxed), &mut display)
 }
 
 /// Runs the transfer; an image that changes meanwhile ends it.
@@ -181,13 +183,6 @@ fn verdict(report: &TransferReport, interrupted: bool) -> Exit {
         0 => Exit::AllFailed,
         _ => Exit::SomeFailed,
     }
-}
-
-fn open(plan: &Plan, file: &Path) -> Outcome<Vec<Arc<MappedImage>>> {
-    plan.vms
-        .iter()
-        .map(|vm| images::open(&vm.name, &images::path_beside(file, &vm.image), vm.format))
-        .collect()
 }
 
 /// A number for each tenant if tenants are kept apart, else 0.

@@ -1,8 +1,8 @@
 //! What a transfer did, gathered for its report.
 
 use crate::report::{
-    ClassReport, Cost, HostFigures, HostReport, Network, SegmentReport, Settings, Times, TransferReport,
-    VmReport,
+    CaptureReport, ClassReport, Cost, HostFigures, HostReport, Network, SegmentReport, Settings, Times,
+    TransferReport, VmReport,
 };
 use crate::units;
 use planner::Plan;
@@ -27,6 +27,7 @@ pub(super) struct Sent<'a> {
     anonymous_peak: u64,
     pub(super) started_at: SystemTime,
     pub(super) outcome: Option<driver::Outcome>,
+    pub(super) captures: Vec<CaptureReport>,
 }
 
 impl<'a> Sent<'a> {
@@ -38,7 +39,17 @@ impl<'a> Sent<'a> {
         prepare: Duration,
     ) -> Self {
         let (started_at, outcome) = (SystemTime::now(), None);
-        Self { plan, prepared, schedule, settings, prepare, anonymous_peak: 0, started_at, outcome }
+        Self {
+            plan,
+            prepared,
+            schedule,
+            settings,
+            prepare,
+            anonymous_peak: 0,
+            started_at,
+            outcome,
+            captures: Vec::new(),
+        }
     }
 
     /// Pages of a VM.
@@ -77,6 +88,7 @@ impl<'a> Sent<'a> {
             state: state.to_owned(),
             started_unix_s: self.started_at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
             vms: self.vms(),
+            captures: self.captures.clone(),
             clones: super::clones::report(self.plan, &outcome, self.prepare),
             classes: self.classes(),
             delivered_bytes,

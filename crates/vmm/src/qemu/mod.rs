@@ -14,6 +14,7 @@
 //! docs/qemu.md has the layout, what is opaque, and what is refused.
 
 pub mod capture;
+pub mod disks;
 pub mod emit;
 mod error;
 pub mod launch;

@@ -67,6 +67,8 @@ pub(super) struct Driver {
     holds_back: bool,
     /// When the guest last asked for a page.
     asked: Instant,
+    /// Pages were looked at and none had to go, but there are more to look at.
+    looks_on: bool,
     /// When its faults were last told.
     told: Instant,
 }
@@ -105,6 +107,7 @@ impl Driver {
             holds_back: false,
             asked: now,
             told: now,
+            looks_on: false,
         })
     }
 
@@ -125,6 +128,7 @@ impl Driver {
         EmitReport {
             pages: counts.pages,
             zero_pages: counts.zero_pages,
+            left_out: counts.left_out,
             requests: self.requests,
             waited: self.waited,
             fault_p50: percentile(&latencies, 50),
@@ -167,7 +171,9 @@ impl Driver {
                 let queue = self.queue.as_mut().expect("scripts make it first");
                 let background = !self.holds_back;
                 queue.write(&mut self.out, BATCH_BYTES, background);
-                self.progress.sent.store(queue.counts.pages + queue.counts.zero_pages, Relaxed);
+                let counts = queue.counts;
+                self.progress.sent.store(counts.pages + counts.zero_pages + counts.left_out, Relaxed);
+                self.looks_on = background && self.out.is_empty() && queue.has_work();
                 if self.out.is_empty() && queue.is_done() {
                     self.progress.set_faults(&queue.faults);
                     return Ok(());
@@ -238,7 +244,12 @@ impl Driver {
         let events = if self.heard.end { PollFlags::empty() } else { events };
         let mut fds =
             [PollFd::new(self.socket.as_fd(), events), PollFd::new(self.news.as_fd(), PollFlags::POLLIN)];
-        let wait = if self.holds_back { QUIET_MS } else { POLL_MS };
+        let wait = match (self.looks_on, self.holds_back) {
+            (true, _) => 0,
+            (_, true) => QUIET_MS,
+            _ => POLL_MS,
+        };
+        self.looks_on = false;
         match poll(&mut fds, PollTimeout::from(wait)) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(error) => return Err(QemuError::io("wait for", &self.path)(error.into())),

@@ -7,7 +7,8 @@
 //!
 //! **No page goes twice.** QEMU fails on a second one, so one bitmap, in one thread, says what was sent; after a broken
 //! link QEMU's own bitmaps take its place. **Every page not sent before LISTEN is discarded there**, as QEMU may have
-//! filled it on its own (ROM, huge pages).
+//! filled it on its own (ROM, huge pages). **Zero pages that nobody asks for do not go at all** after that: they are discarded, and
+//! so they are zero when post-copy ends.
 
 mod drive;
 mod pages;
@@ -80,6 +81,8 @@ pub struct EmitReport {
     pub pages: u64,
     /// Pages sent as zero.
     pub zero_pages: u64,
+    /// Zero pages that were not sent, as a discarded page reads as zeros once post-copy is over.
+    pub left_out: u64,
     /// Pages that the guest's faults asked for.
     pub requests: u64,
     /// Of those, pages that were not here yet.

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 /// Latencies that are kept for the report.
 const LATENCIES_MAX: usize = 1 << 16;
+/// Pages that nobody waits for which are looked at in one go.
+const LOOK_MAX: u32 = 8192;
 const ZEROS: [u8; 4096] = [0; 4096];
 
 /// A page's counters.
@@ -18,6 +20,7 @@ const ZEROS: [u8; 4096] = [0; 4096];
 pub(super) struct Counts {
     pub(super) pages: u64,
     pub(super) zero_pages: u64,
+    pub(super) left_out: u64,
 }
 
 /// Pages between the image and a QEMU. A *unit* is a page of the block's page size: what is placed at once.
@@ -33,7 +36,11 @@ pub(super) struct PageQueue {
     urgent: VecDeque<u32>,
     /// Runs of pages that came, in this order.
     ready: VecDeque<Range<u32>>,
-    /// Pages of blocks that were not sent.
+    /// Zero pages that QEMU was not sent and need not be, unless it asks.
+    left_out: Bitmap,
+    /// Zero pages are left out from now on.
+    leaves_zeros: bool,
+    /// Pages of blocks that were neither sent nor left out.
     left: u64,
     pub(super) counts: Counts,
     /// When a page that QEMU waits for was asked for, and whether it was here then. QEMU asks for a page once, so at most one
@@ -52,6 +59,8 @@ impl PageQueue {
             writer: RamWriter::new(section, blocks),
             sent: Bitmap::new(image.page_count()),
             wanted: Bitmap::new(image.page_count()),
+            left_out: Bitmap::new(image.page_count()),
+            leaves_zeros: false,
             urgent: VecDeque::new(),
             ready: VecDeque::new(),
             left: blocks.iter().map(|block| u64::from(block.pages())).sum(),
@@ -71,7 +80,13 @@ impl PageQueue {
         &self.blocks
     }
 
-    /// Whether QEMU has, or has been sent, every page.
+    /// From now on zero pages go only if QEMU waits for them. Of post-copy, once all unsent pages are discarded: a discarded page
+    /// that never comes reads as zeros when post-copy ends, and QEMU takes some 17 µs to be told so of one page.
+    pub(super) fn leave_zeros(&mut self) {
+        self.leaves_zeros = true;
+    }
+
+    /// Whether QEMU has, or has been sent, every page that it needs.
     pub(super) fn is_done(&self) -> bool {
         self.left == 0
     }
@@ -144,12 +159,19 @@ impl PageQueue {
         }
         let begin = out.len();
         self.writer.part(out);
-        let empty = out.len();
+        let (empty, mut looked) = (out.len(), 0);
         while out.len() < budget {
-            let urgent = self.urgent.pop_front();
-            let ready = || if background { self.next_ready() } else { None };
-            let Some(page) = urgent.or_else(ready) else { break };
-            self.write_unit(out, page);
+            if let Some(page) = self.urgent.pop_front() {
+                self.write_unit(out, page, true);
+                continue;
+            }
+            // However many are left out in a row, requests are heard in between.
+            if !background || looked == LOOK_MAX {
+                break;
+            }
+            let Some(page) = self.next_ready() else { break };
+            self.write_unit(out, page, false);
+            looked += 1;
         }
         if out.len() == empty {
             out.truncate(begin);
@@ -173,7 +195,7 @@ impl PageQueue {
     fn next_ready(&mut self) -> Option<u32> {
         while let Some(run) = self.ready.front_mut() {
             match run.next() {
-                Some(page) if self.sent.get(page) => {}
+                Some(page) if self.sent.get(page) || self.left_out.get(page) => {}
                 Some(page) => return Some(page),
                 None => drop(self.ready.pop_front()),
             }
@@ -182,7 +204,7 @@ impl PageQueue {
     }
 
     /// The unit that a page is part of, if it was not sent and all of it is here.
-    fn write_unit(&mut self, out: &mut Vec<u8>, page: u32) {
+    fn write_unit(&mut self, out: &mut Vec<u8>, page: u32, wanted: bool) {
         let Some(block) = self.blocks.iter().find(|block| block.page_range().contains(&page)) else { return };
         let size = u32::try_from(block.page_size / PAGE_BYTES).unwrap_or(u32::MAX).min(block.pages()).max(1);
         let first = block.first_page + (page - block.first_page) / size * size;
@@ -191,8 +213,21 @@ impl PageQueue {
             // Its last page brings it here again.
             return;
         }
+        if self.leaves_zeros && !wanted && unit.clone().all(|page| self.image.is_zero(page)) {
+            self.leave_out(unit);
+            return;
+        }
         for page in unit {
             self.write_page(out, page);
+        }
+    }
+
+    fn leave_out(&mut self, unit: Range<u32>) {
+        for page in unit {
+            if self.left_out.set(page) {
+                self.left -= 1;
+                self.counts.left_out += 1;
+            }
         }
     }
 
@@ -200,7 +235,11 @@ impl PageQueue {
         if !self.sent.set(page) {
             return;
         }
-        self.left -= 1;
+        if self.left_out.unset(page) {
+            self.counts.left_out -= 1;
+        } else {
+            self.left -= 1;
+        }
         if let Some((asked, was_here)) = self.asked.remove(&page) {
             self.answered(page, asked.elapsed(), was_here);
         }

@@ -48,6 +48,7 @@ impl Driver {
             write_command(&mut self.out, &Command::SwitchoverStart);
         }
         self.package(state);
+        self.queue.as_mut().expect("made at the beginning").leave_zeros();
         self.hold_back(options.hold_back);
         self.flush()?;
         self.finish()
@@ -69,6 +70,7 @@ impl Driver {
             return Err(QemuError::Migration { status: "not recovered".to_owned(), reason });
         }
         self.started();
+        self.queue.as_mut().expect("made above").leave_zeros();
         self.finish()
     }
 

@@ -1,0 +1,33 @@
+//! How VMs under QEMU are captured: flags of `capture` and `clone`.
+
+use clap::{Args, ValueEnum};
+use std::path::PathBuf;
+
+/// How VMs that run are captured.
+#[derive(Args, Clone, Default, Debug)]
+pub(crate) struct How {
+    /// How a QEMU's memory is taken. Default: the best that the VM allows
+    #[arg(long, value_enum, value_name = "WAY")]
+    pub(crate) way: Option<WayChoice>,
+    /// The VM's disks are frozen while it stands: it goes on with new overlays in this directory, and clones have theirs over
+    /// the files that it had
+    #[arg(long, value_name = "DIR")]
+    pub(crate) snapshot_disks: Option<PathBuf>,
+    /// The VM's disks go on changing; clones' disks are taken care of otherwise
+    #[arg(long, conflicts_with = "snapshot_disks")]
+    pub(crate) ignore_disks: bool,
+    /// The VM stays stopped
+    #[arg(long)]
+    pub(crate) stop: bool,
+}
+
+/// `--way`.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum WayChoice {
+    /// QEMU's migration stream: any VM
+    LiveStream,
+    /// From the shared file that its RAM is in
+    SharedRam,
+    /// By a file that QEMU writes (9.0 or newer)
+    MappedRam,
+}
