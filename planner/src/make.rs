@@ -37,6 +37,10 @@ pub enum PlanError {
     Refused(Vec<Violation>),
 }
 
+/// What a content takes that is only named to a host that holds it, about: 16 bytes of name, where it belongs, its part of a
+/// block's header.
+const NAMED_BYTES: u64 = 20;
+
 /// Makes a plan: places, schedules, predicts, and has the checker look at the result.
 ///
 /// Without `signatures` each VM counts in full, as unlike any other. Equal arguments give equal plans.
@@ -50,7 +54,8 @@ pub fn make_plan(
 ) -> Result<Plan, PlanError> {
     let placement = place(inventory, signatures, seed)?;
     let weights = weights(inventory, signatures)?;
-    let HostSets { segments, classes, resident } = by_host_set(&weights, &placement.hosts_of_vm);
+    let sets = by_host_set(&weights, &placement.hosts_of_vm);
+    let HostSets { segments, classes, resident, counted_on } = sets;
     let pool: Pool = inventory.multicast.pool.parse().map_err(PlanError::Pool)?;
     let network = Network::new(&inventory.source, &inventory.hosts, inventory.topology.as_ref());
     let limits = GroupLimits {
@@ -70,10 +75,11 @@ pub fn make_plan(
         vms: planned_vms(inventory, &made.placement),
         multicast: inventory.multicast.clone(),
         isolation: inventory.isolation,
+        resident: names(inventory, &counted_on),
         topology: inventory.topology.clone(),
         origin: Some(Origin { inventory: None, fingerprint: inventory.fingerprint(), seed }),
         groups: groups(inventory, &made.scheduled, &pool),
-        schedule: segments_in_order(inventory, &made.segments, &made.resident, &made.scheduled),
+        schedule: segments_in_order(inventory, &made),
         predicted: Some(made.totals(signatures.is_some())),
     };
     check(&plan, Some(inventory)).map_err(PlanError::Refused)?;
@@ -104,11 +110,21 @@ struct HostSets {
     classes: Vec<ClassBytes>,
     /// Hosts whose VMs need some of it, and that have it already.
     resident: Vec<HostSet>,
+    /// Hosts that have something already that their VMs need.
+    counted_on: HostSet,
 }
 
 fn by_host_set(weights: &[Weight], hosts_of_vm: &[HostSet]) -> HostSets {
     let mut by_hosts: BTreeMap<HostSet, (ClassBytes, HostSet)> = BTreeMap::new();
+    let mut counted_on = HostSet::new();
     for weight in weights {
+        let needing = weight.needing(hosts_of_vm);
+        for host in needing.iter().filter(|host| weight.resident.contains(*host)) {
+            counted_on.insert(host);
+            let named =
+                ClassBytes { named: weight.pages.saturating_mul(NAMED_BYTES), ..ClassBytes::default() };
+            by_hosts.entry([host].into_iter().collect()).or_default().0.add(&named);
+        }
         let hosts = weight.hosts(hosts_of_vm);
         let mut class = ClassBytes::default();
         match (hosts.len(), weight.vms.len()) {
@@ -130,6 +146,7 @@ fn by_host_set(weights: &[Weight], hosts_of_vm: &[HostSet]) -> HostSets {
         segments: by_hosts.iter().map(segment).collect(),
         classes: by_hosts.values().map(|(class, _)| *class).collect(),
         resident: by_hosts.into_values().map(|(_, resident)| resident).collect(),
+        counted_on,
     }
 }
 
@@ -163,20 +180,16 @@ fn groups(inventory: &Inventory, scheduled: &Schedule, pool: &Pool) -> Vec<Group
     groups.collect()
 }
 
-fn segments_in_order(
-    inventory: &Inventory,
-    segments: &[SegmentWeight],
-    resident: &[HostSet],
-    scheduled: &Schedule,
-) -> Vec<Segment> {
-    let in_order = scheduled.segments.iter().map(|placed| Segment {
-        hosts: names(inventory, &segments[placed.segment].hosts),
+fn segments_in_order(inventory: &Inventory, made: &Made) -> Vec<Segment> {
+    let in_order = made.scheduled.segments.iter().map(|placed| Segment {
+        hosts: names(inventory, &made.segments[placed.segment].hosts),
         group: match placed.channel {
             Channel::Group(group) => Some(u32::try_from(group).expect("far fewer groups than 2^32")),
             Channel::Unicast => None,
         },
-        predicted_bytes: segments[placed.segment].bytes,
-        resident: names(inventory, &resident[placed.segment]),
+        predicted_bytes: made.segments[placed.segment].bytes,
+        named_bytes: made.classes[placed.segment].named,
+        resident: names(inventory, &made.resident[placed.segment]),
     });
     in_order.collect()
 }

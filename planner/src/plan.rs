@@ -39,6 +39,9 @@ pub struct Plan {
     /// How far apart tenants are kept.
     #[serde(default)]
     pub isolation: Isolation,
+    /// Names of the hosts that hold contents already which their VMs need: `send` asks them which. Default: none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub resident: Vec<String>,
     /// Racks and the links between them. Default: all hosts, and the source, behind one switch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub topology: Option<Topology>,
@@ -132,6 +135,9 @@ pub struct Segment {
     pub group: Option<u32>,
     /// Predicted bytes of the contents, each counted once.
     pub predicted_bytes: u64,
+    /// Of these, what names contents to the one host, which holds them already. Default: 0.
+    #[serde(default, skip_serializing_if = "predicted::is_zero")]
+    pub named_bytes: u64,
     /// Names of hosts whose VMs need some of the contents and that have them already. Default: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub resident: Vec<String>,

@@ -3,10 +3,11 @@
 //! This is the one place where a block becomes memory, and the digest stands before everything that interprets
 //! its bytes: neither the decompressor nor the store ever sees an unverified block.
 
+use crate::residents::Residents;
 use crate::store::Intake;
 use fec::{BlockShape, Collector, Decode};
 use pages::VmId;
-use pages::block::{BlockLimits, Scratch, decode_block};
+use pages::block::{BlockLimits, DecodedBlock, Scratch, decode_block, decode_named, is_named};
 use std::collections::BTreeSet;
 use wire::control::HostStats;
 use wire::{BlockId, Digest};
@@ -31,6 +32,9 @@ pub enum Payload {
     Symbols(Collector),
     /// The whole block from the control channel.
     Whole(Vec<u8>),
+    /// The contents of a block that only named them, from the control channel: as a body that the announced digest is not of.
+    /// The channel is the sender's own, so it needs none.
+    Supplied(Vec<u8>),
 }
 
 /// How a block was put together.
@@ -84,21 +88,33 @@ pub enum Outcome {
     NeedMore,
     /// The bytes do not have the announced digest: collected anew.
     Mismatch,
+    /// Verified, but it names contents that are not here (any more).
+    Lacking,
     /// The store failed, or the sender's block makes no sense: this host cannot go on.
     Failed(String),
 }
 
+/// Where blocks go, and what they may refer to.
+#[derive(Clone, Copy)]
+pub struct Place<'a> {
+    /// The images.
+    pub intake: &'a Intake,
+    /// Contents that were here before, if the sender was told of any.
+    pub residents: Option<&'a Residents>,
+    /// What a block may hold.
+    pub limits: &'a BlockLimits,
+}
+
 /// Does one job. `scratch` is one thread's own.
-pub fn check(job: Job, intake: &Intake, limits: &BlockLimits, scratch: &mut Scratch) -> Checked {
+pub fn check(job: Job, place: Place<'_>, scratch: &mut Scratch) -> Checked {
     let Job { block, digest, shape, payload } = job;
     let (outcome, collector) = match payload {
-        Payload::Whole(bytes) => {
-            (place_verified(&bytes, How::Unicast, digest, intake, limits, scratch), None)
-        }
+        Payload::Whole(bytes) => (place.verified(&bytes, How::Unicast, digest, scratch), None),
+        Payload::Supplied(body) => (place.carried(&body, How::Unicast, digest, scratch), None),
         Payload::Symbols(mut collector) => {
             let how = how_complete(&collector);
             let outcome = match collector.try_decode() {
-                Decode::Ready => place_verified(collector.block(), how, digest, intake, limits, scratch),
+                Decode::Ready => place.verified(collector.block(), how, digest, scratch),
                 Decode::NeedMore { .. } => Outcome::NeedMore,
             };
             if matches!(outcome, Outcome::Mismatch) && !collector.discard_repair() {
@@ -120,29 +136,43 @@ fn how_complete(collector: &Collector) -> How {
     }
 }
 
-fn place_verified(
-    bytes: &[u8],
-    how: How,
-    digest: Digest,
-    intake: &Intake,
-    limits: &BlockLimits,
-    scratch: &mut Scratch,
-) -> Outcome {
-    if *blake3::hash(bytes).as_bytes() != digest {
-        return Outcome::Mismatch;
+impl Place<'_> {
+    /// Compares the digest, then places.
+    fn verified(self, bytes: &[u8], how: How, digest: Digest, scratch: &mut Scratch) -> Outcome {
+        if *blake3::hash(bytes).as_bytes() != digest {
+            return Outcome::Mismatch;
+        }
+        if !is_named(bytes) {
+            return self.carried(bytes, how, digest, scratch);
+        }
+        match decode_named(bytes, self.limits, scratch) {
+            Ok(named) => match self.residents.and_then(|residents| residents.contents_of(named)) {
+                Some(decoded) => self.decoded(&decoded, how, digest),
+                None => Outcome::Lacking,
+            },
+            Err(error) => Outcome::Failed(format!("a verified block cannot be read: {error}")),
+        }
     }
-    let decoded = match decode_block(bytes, limits, scratch) {
-        Ok(decoded) => decoded,
-        Err(error) => return Outcome::Failed(format!("a verified block cannot be read: {error}")),
-    };
-    let placed = match intake.place(digest, &decoded) {
-        Ok(placed) => placed,
-        Err(error) => return Outcome::Failed(error.to_string()),
-    };
-    let reopened = placed.reopened.iter().map(|vm| vm.0).collect();
-    let vms: BTreeSet<VmId> = (decoded.runs.iter().map(|run| run.vm))
-        .chain(decoded.uniform.iter().map(|placement| placement.vm))
-        .collect();
-    let complete_vms = vms.into_iter().filter(|vm| intake.is_complete(*vm)).map(|vm| vm.0).collect();
-    Outcome::Placed { how, reopened, complete_vms }
+
+    /// Places a body that carries its contents and is known to be the sender's.
+    fn carried(self, bytes: &[u8], how: How, digest: Digest, scratch: &mut Scratch) -> Outcome {
+        match decode_block(bytes, self.limits, scratch) {
+            Ok(decoded) => self.decoded(&decoded, how, digest),
+            Err(error) => Outcome::Failed(format!("a verified block cannot be read: {error}")),
+        }
+    }
+
+    fn decoded(self, decoded: &DecodedBlock<'_>, how: How, digest: Digest) -> Outcome {
+        let intake = self.intake;
+        let placed = match intake.place(digest, decoded) {
+            Ok(placed) => placed,
+            Err(error) => return Outcome::Failed(error.to_string()),
+        };
+        let reopened = placed.reopened.iter().map(|vm| vm.0).collect();
+        let vms: BTreeSet<VmId> = (decoded.runs.iter().map(|run| run.vm))
+            .chain(decoded.uniform.iter().map(|placement| placement.vm))
+            .collect();
+        let complete_vms = vms.into_iter().filter(|vm| intake.is_complete(*vm)).map(|vm| vm.0).collect();
+        Outcome::Placed { how, reopened, complete_vms }
+    }
 }

@@ -5,6 +5,7 @@
 
 use crate::guests::{GuestError, Guests};
 use crate::link::Link;
+use crate::residents::Residents;
 use crate::session::{Action, Session, SessionConfig};
 use crate::store::Intake;
 use crate::workers::{Done, Workers};
@@ -50,6 +51,8 @@ pub struct Driver<'a> {
     pub link: Link,
     /// The images.
     pub intake: Arc<Intake>,
+    /// Contents that were here before, if the sender was told of any.
+    pub residents: Option<Arc<Residents>>,
     /// Threads that check blocks.
     pub workers: usize,
     /// VMs that run while their memory arrives, if there are any.
@@ -67,7 +70,7 @@ impl Driver<'_> {
     /// The sockets'.
     pub fn run(self, offer: &Offer) -> io::Result<Ended> {
         let start = Instant::now();
-        let workers = Workers::start(self.workers, &self.intake, self.waker);
+        let workers = Workers::start(self.workers, &self.intake, self.residents.clone(), self.waker);
         let session = Session::new(SessionConfig::new(offer.symbol_size_max, offer.vms.len()));
         let vms = offer.vms.iter().map(|vm| vm.vm).collect();
         let cpu_at_start = usage::cpu();

@@ -70,6 +70,9 @@ async fn converse(control: net::control::Control, peer: String, shared: Arc<Shar
         Ok(ToHost::Measure(Ask::Start(start))) => {
             return crate::measure::serve(start, &shared.agent, &mut reader, &mut writer).await;
         }
+        Ok(ToHost::Measure(Ask::Residents(start))) => {
+            return crate::residents::serve(start, &peer, &shared.agent, &mut reader, &mut writer).await;
+        }
         Ok(ToHost::Status) => {
             // Who asks is told by the broken connection if this does not reach it.
             let _ = writer.write_frame(&ToSender::Status(shared.board.read()).encode()).await;

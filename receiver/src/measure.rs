@@ -1,10 +1,12 @@
 //! `scatter measure`'s far end: measures the images here, and tells what `pages::measure` needs to join them with those
 //! of other hosts. Of pages only keyed hashes leave this host.
 
+use crate::residents::Kept;
 use net::control::{FrameReader, FrameWriter};
 use pages::PageSource;
 use pages::block::Encoding;
 use pages::measure::{Candidate, HostSummary, MeasureInput, Measured, Sampling, measure};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,17 +27,22 @@ const ENDINGS: [&str; 2] = ["ram", "raw"];
 
 /// What may be measured here. One measurement at a time: each reads all images.
 pub(crate) struct Agent {
-    dirs: Vec<PathBuf>,
-    threads: usize,
+    pub(crate) dirs: Vec<PathBuf>,
+    pub(crate) threads: usize,
+    /// What senders were told to be here already.
+    pub(crate) kept: Arc<Kept>,
+    store: PathBuf,
     turn: Arc<Semaphore>,
 }
 
 /// What a measurement gives.
-struct Scan {
+pub(crate) struct Scan {
     names: Vec<String>,
+    pub(crate) paths: Vec<PathBuf>,
+    pub(crate) domains: Vec<u32>,
     images: Vec<MappedImage>,
     encoding: Encoding,
-    measured: Measured,
+    pub(crate) measured: Measured,
 }
 
 impl Scan {
@@ -52,11 +59,17 @@ fn sources(images: &[MappedImage]) -> Vec<&dyn PageSource> {
 }
 
 impl Agent {
-    pub(crate) fn new(dirs: Vec<PathBuf>, threads: usize) -> Self {
-        Self { dirs, threads, turn: Arc::new(Semaphore::new(1)) }
+    pub(crate) fn new(dirs: Vec<PathBuf>, threads: usize, store: PathBuf) -> Self {
+        Self { dirs, threads, kept: Arc::default(), store, turn: Arc::new(Semaphore::new(1)) }
     }
 
-    fn permit(&self) -> Result<OwnedSemaphorePermit, String> {
+    /// Images that an interrupted run of this transfer finished here. They are no help to it: what is left out of a segment
+    /// because they have it would make other blocks of the rest, and nothing that hosts hold of the old ones would count.
+    pub(crate) fn finished_by(&self, transfer: &str) -> Vec<(u64, u64)> {
+        crate::store::finished_by(&self.store, transfer)
+    }
+
+    pub(crate) fn permit(&self) -> Result<OwnedSemaphorePermit, String> {
         if self.dirs.is_empty() {
             let way_out =
                 "start `scatter receive` with --measure DIR, its store or where its VMs' images are";
@@ -94,7 +107,7 @@ async fn converse(
     }
     let permit = agent.permit()?;
     let (dirs, threads) = (agent.dirs.clone(), agent.threads);
-    let (scanned, _permit) = busy(writer, move || (scan(&dirs, &start, threads), permit)).await?;
+    let (scanned, _permit) = busy(writer, move || (scan(&dirs, &start, threads, &[]), permit)).await?;
     let scan = scanned?;
     let measured = &scan.measured;
     let vms = scan.names.iter().cloned().zip(measured.vms()).map(|(name, vm)| VmTold {
@@ -117,7 +130,7 @@ async fn converse(
 }
 
 /// Reads on a thread of its own, and says meanwhile that it does.
-async fn busy<T: Send + 'static>(
+pub(crate) async fn busy<T: Send + 'static>(
     writer: &mut FrameWriter,
     read: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, String> {
@@ -130,11 +143,11 @@ async fn busy<T: Send + 'static>(
     }
 }
 
-async fn tell(writer: &mut FrameWriter, tell: Tell) -> Result<(), String> {
+pub(crate) async fn tell(writer: &mut FrameWriter, tell: Tell) -> Result<(), String> {
     writer.write_frame(&ToSender::Measured(tell).encode()).await.map_err(|error| error.to_string())
 }
 
-async fn ask(reader: &mut FrameReader) -> Result<Ask, String> {
+pub(crate) async fn ask(reader: &mut FrameReader) -> Result<Ask, String> {
     let frame = tokio::time::timeout(COORDINATOR_WAIT, reader.read_frame()).await;
     let frame = frame.map_err(|_| "the coordinator said nothing for too long".to_owned())?;
     let frame = frame.map_err(|error| error.to_string())?.ok_or("the coordinator closed the connection")?;
@@ -144,7 +157,11 @@ async fn ask(reader: &mut FrameReader) -> Result<Ask, String> {
     }
 }
 
-async fn tell_fingerprints(writer: &mut FrameWriter, measured: &Measured, bits: u8) -> Result<(), String> {
+pub(crate) async fn tell_fingerprints(
+    writer: &mut FrameWriter,
+    measured: &Measured,
+    bits: u8,
+) -> Result<(), String> {
     let fingerprints = measured.fingerprints(bits);
     let (rice, code_bytes) = (fingerprints.rice, fingerprints.code.len() as u64);
     // At least one message, also about nothing.
@@ -157,7 +174,7 @@ async fn tell_fingerprints(writer: &mut FrameWriter, measured: &Measured, bits: 
 }
 
 /// A bit for each content.
-async fn candidates(reader: &mut FrameReader, contents: u64) -> Result<Vec<bool>, String> {
+pub(crate) async fn candidates(reader: &mut FrameReader, contents: u64) -> Result<Vec<bool>, String> {
     let count = usize::try_from(contents).map_err(|_| "too many contents".to_owned())?;
     let mut candidates = Vec::with_capacity(count);
     while candidates.len() < count {
@@ -203,10 +220,20 @@ async fn tell_summary(writer: &mut FrameWriter, summary: &HostSummary) -> Result
     tell(writer, Tell::Complete).await
 }
 
-/// Opens and measures what was asked for. Reads whole images: not for an asynchronous thread.
-fn scan(dirs: &[PathBuf], start: &Start, threads: usize) -> Result<Scan, String> {
+/// Opens and measures what was asked for, but for files named by device and inode in `without`. Reads whole images: not for
+/// an asynchronous thread.
+pub(crate) fn scan(
+    dirs: &[PathBuf],
+    start: &Start,
+    threads: usize,
+    without: &[(u64, u64)],
+) -> Result<Scan, String> {
     let encoding = start.encoding.parse().map_err(|error| format!("{error}"))?;
     let mut images = images(dirs)?;
+    images.retain(|(_, path)| {
+        // One that is gone by now is found to be so when it is opened.
+        path.symlink_metadata().map_or(true, |at| !without.contains(&(at.dev(), at.ino())))
+    });
     let mut domains = vec![0; images.len()];
     if !start.vms.is_empty() {
         let wanted = |name: &str| start.vms.iter().find(|(vm, _)| vm == name).map(|(_, domain)| *domain);
@@ -221,8 +248,8 @@ fn scan(dirs: &[PathBuf], start: &Start, threads: usize) -> Result<Scan, String>
     let input =
         MeasureInput { sources: &sources(&opened), domains: &domains, key: &start.key, sampling, threads };
     let measured = measure(&input).map_err(|error| error.to_string())?;
-    let names = images.into_iter().map(|(name, _)| name).collect();
-    Ok(Scan { names, images: opened, encoding, measured })
+    let (names, paths) = images.into_iter().unzip();
+    Ok(Scan { names, paths, domains, images: opened, encoding, measured })
 }
 
 /// Names and paths of the images of these directories, by name; where two have one name, the first directory's.
@@ -285,9 +312,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_host_is_measured_only_if_it_says_so_and_once_at_a_time() {
-        let closed = Agent::new(Vec::new(), 1);
+        let closed = Agent::new(Vec::new(), 1, PathBuf::new());
         assert!(closed.permit().expect_err("closed").contains("--measure"));
-        let open = Agent::new(vec![PathBuf::from(".")], 1);
+        let open = Agent::new(vec![PathBuf::from(".")], 1, PathBuf::new());
         let first = open.permit().expect("open");
         assert!(open.permit().expect_err("busy").contains("under way"));
         drop(first);

@@ -6,6 +6,7 @@ use crate::guests::{GuestConfig, GuestError, Guests};
 use crate::link::Link;
 use crate::listen::{Incoming, Shared, address_of, listen};
 use crate::live::{Live, Lives};
+use crate::residents::Kept;
 use crate::store::{Store, StoreError, VmSpec};
 use crossbeam_channel::{Receiver, bounded};
 use net::control::{Listener, with_causes};
@@ -105,6 +106,7 @@ pub struct Service {
     waiting: VecDeque<Incoming>,
     lives: Lives,
     board: Board,
+    kept: Arc<Kept>,
 }
 
 impl Service {
@@ -128,7 +130,9 @@ impl Service {
             .map_err(|source| ServiceError::Listen { address: config.listen, source: Box::new(source) })?;
         observer(ServiceEvent::Listening(listener.local_addr()));
         let board = Board::default();
-        let agent = crate::measure::Agent::new(config.measurable.clone(), config.workers);
+        let agent =
+            crate::measure::Agent::new(config.measurable.clone(), config.workers, config.store.clone());
+        let kept = Arc::clone(&agent.kept);
         let interface = config.interface.clone();
         let shared =
             Arc::new(Shared { out, waker: Arc::clone(&waker), interface, agent, board: board.clone() });
@@ -136,7 +140,8 @@ impl Service {
             .name("control".into())
             .spawn(move || runtime.block_on(listen(listener, shared)))
             .map_err(ServiceError::Start)?;
-        Ok(Self { config, store, waker, incoming, waiting: VecDeque::new(), lives: Lives::default(), board })
+        let (waiting, lives) = (VecDeque::new(), Lives::default());
+        Ok(Self { config, store, waker, incoming, waiting, lives, board, kept })
     }
 
     /// Serves until `stop` is set, or after the first complete transfer if so configured. Whether the last transfer
@@ -199,7 +204,7 @@ impl Service {
             observer(ServiceEvent::Refused(format!("{} from {peer}: {reason}", offer.transfer)));
             Ok(None)
         };
-        if let Err((cause, reason)) = check_offer(&offer, &self.config.name) {
+        if let Err((cause, reason)) = crate::offer::check_offer(&offer, &self.config.name) {
             return refuse(cause, reason);
         }
         let vms = offer.vms.iter().map(|vm| {
@@ -242,6 +247,7 @@ impl Service {
             waker: &self.waker,
             link,
             intake,
+            residents: self.kept.get(&sender, &offer.transfer),
             workers: self.config.workers,
             guests: live.guests.as_mut(),
             tell: &mut |guests: &Guests| {
@@ -253,6 +259,9 @@ impl Service {
         // Whoever lives on comes back to the board when it is tended.
         self.board.remove(&offer.transfer);
         let over = matches!(ended, Ended::Complete(_));
+        if over {
+            self.kept.forget(&sender, &offer.transfer);
+        }
         if live.guests.as_ref().is_some_and(|guests| guests.any_alive()) && !over {
             // Its clones wait for pages: whoever brings them finds everything as it is.
             self.lives.keep(offer.transfer, live);
@@ -350,27 +359,6 @@ fn accept(intake: &crate::store::Intake, link: &Link, unicast: SocketAddr, rcvbu
     let credit_bytes = (rcvbuf_bytes as u64 / 2).max(64 << 10);
     let accept = Accept { version: wire::VERSION, unicast, credit_bytes };
     link.say(&ToSender::Accept(accept));
-}
-
-fn check_offer(offer: &Offer, name: &str) -> Result<(), (RefuseCause, String)> {
-    if !offer.version_is_spoken() {
-        let (theirs, ours) = (offer.version, wire::VERSION);
-        let reason =
-            format!("the sender speaks protocol version {theirs}, this host {ours}: update the older");
-        return Err((RefuseCause::Version, reason));
-    }
-    if offer.host != name {
-        let reason = format!("this host is {name}, the plan expects {} here: check its address", offer.host);
-        return Err((RefuseCause::Offer, reason));
-    }
-    let mut ids: Vec<u16> = offer.vms.iter().map(|vm| vm.vm).collect();
-    ids.sort_unstable();
-    ids.dedup();
-    let lengths = offer.vms.iter().all(|vm| u64::from(vm.page_count) == vm.file_len.div_ceil(4096));
-    if ids.len() != offer.vms.len() || !lengths || offer.symbol_size_max < 256 {
-        return Err((RefuseCause::Offer, "the offer contradicts itself".into()));
-    }
-    Ok(())
 }
 
 /// Looks at new connections while a transfer runs: the same transfer again takes over (its sender was started again,

@@ -5,7 +5,8 @@
 //! a backlog, or an image to be synced, which takes long. On a host with CPUs to spare the sockets are rarely
 //! empty while data flow, and the workers do nearly all of it.
 
-use crate::check::{Checked, Job, check};
+use crate::check::{Checked, Job, Place, check};
+use crate::residents::Residents;
 use crate::store::Intake;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use net::udp::Waker;
@@ -79,6 +80,7 @@ impl Shared {
 pub(crate) struct Workers {
     shared: Arc<Shared>,
     intake: Arc<Intake>,
+    residents: Option<Arc<Residents>>,
     results: Receiver<Done>,
     threads: Vec<JoinHandle<()>>,
     scratch: Scratch,
@@ -88,22 +90,29 @@ pub(crate) struct Workers {
 
 impl Workers {
     /// Starts `count` threads, at least one. Their results wake the receiving thread by `waker`.
-    pub(crate) fn start(count: usize, intake: &Arc<Intake>, waker: &Arc<Waker>) -> Self {
+    pub(crate) fn start(
+        count: usize,
+        intake: &Arc<Intake>,
+        residents: Option<Arc<Residents>>,
+        waker: &Arc<Waker>,
+    ) -> Self {
         let shared = Arc::new(Shared::default());
         let (out, results) = unbounded();
         let threads = (0..count.max(1))
             .map(|index| {
                 let (shared, out) = (Arc::clone(&shared), out.clone());
                 let (intake, waker) = (Arc::clone(intake), Arc::clone(waker));
+                let residents = residents.clone();
                 std::thread::Builder::new()
                     .name(format!("place-{index}"))
-                    .spawn(move || work(&shared, &out, &intake, &waker))
+                    .spawn(move || work(&shared, &out, &intake, residents.as_deref(), &waker))
                     .expect("the system can start a thread")
             })
             .collect();
         Self {
             shared,
             intake: Arc::clone(intake),
+            residents,
             results,
             threads,
             scratch: Scratch::new(),
@@ -162,7 +171,9 @@ impl Workers {
                 _ => return None,
             }
         };
-        let checked = check(*job, &self.intake, &self.limits, &mut self.scratch);
+        let (intake, residents) = (&*self.intake, self.residents.as_deref());
+        let place = Place { intake, residents, limits: &self.limits };
+        let checked = check(*job, place, &mut self.scratch);
         let end = Instant::now();
         if end - start > SLOW_BLOCK {
             self.away_until = Some(end + SLOW_PAUSE);
@@ -183,11 +194,12 @@ impl Drop for Workers {
     }
 }
 
-fn work(shared: &Shared, out: &Sender<Done>, intake: &Intake, waker: &Waker) {
+fn work(shared: &Shared, out: &Sender<Done>, intake: &Intake, residents: Option<&Residents>, waker: &Waker) {
     let (limits, mut scratch) = (BlockLimits::default(), Scratch::new());
+    let place = Place { intake, residents, limits: &limits };
     while let Some(task) = shared.next() {
         let done = match task {
-            Task::Check(job) => Done::Checked(check(*job, intake, &limits, &mut scratch)),
+            Task::Check(job) => Done::Checked(check(*job, place, &mut scratch)),
             Task::Finish(vm) => {
                 let finished = intake.finish(VmId(vm)).map(|_| ()).map_err(|error| error.to_string());
                 Done::Finished(vm, finished)

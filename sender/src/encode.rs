@@ -4,6 +4,10 @@
 //! block before. It depends on the stripe alone, so encoding a stripe again gives the same blocks and the same
 //! digests, which is what lets a later session skip what hosts hold.
 
+mod named;
+
+pub use named::{NAMED_CONTENTS_MAX, supply};
+
 use crate::prepare::{Prepared, Stripe};
 use pages::block::{BlockParts, ContentRun, Encoding, Scratch, UniformPlacement, encode_block};
 use pages::{ContentId, PAGE_SIZE, PageSource, Pfn, UniformRun, VmId, uniform_word};
@@ -34,6 +38,10 @@ pub const SYMBOL_BYTES_MIN: u16 = 256;
 
 /// Contents in one block at most: bounds what a receiver holds decoded to 8 MiB.
 pub const BLOCK_CONTENTS_MAX: usize = 2048;
+
+/// Places of contents in one block at most, whatever they compress to: a guest decides how often a page stands in its
+/// memory, and receivers take 262,144 runs.
+const PLACEMENTS_MAX: usize = 1 << 17;
 
 impl EncodedBlock {
     fn new(bytes: Vec<u8>) -> Self {
@@ -72,6 +80,9 @@ pub fn encode_stripe(
     plan: &EncodePlan,
     scratch: &mut Scratch,
 ) -> Vec<EncodedBlock> {
+    if !stripe.named.is_empty() {
+        return named::encode_stripe(prepared, stripe, plan, scratch);
+    }
     let mut blocks = Vec::new();
     let (mut contents, mut uniform) = (stripe.contents.clone(), stripe.uniform.clone());
     let (mut take_contents, mut take_uniform) = (plan.first_guess(), uniform.len());
@@ -80,30 +91,41 @@ pub fn encode_stripe(
             segment: stripe.segment,
             contents: contents.start..(contents.start + take_contents).min(contents.end),
             uniform: uniform.start..(uniform.start + take_uniform).min(uniform.end),
+            named: 0..0,
         };
-        let bytes = encode_part(prepared, &part, plan.encoding, scratch);
-        if bytes.len() > plan.block_bytes_max {
-            if part.contents.len() > 1 {
-                take_contents = (part.contents.len() * plan.block_bytes_max * 15 / (bytes.len() * 16)).max(1);
-                take_contents = take_contents.min(part.contents.len() - 1);
-            } else if !part.uniform.is_empty() {
-                take_uniform = part.uniform.len() / 2;
-            } else {
+        let count = part.contents.len();
+        // What has too many places is not even tried.
+        let bytes = (placement_count(prepared, &part) <= PLACEMENTS_MAX)
+            .then(|| encode_part(prepared, &part, plan.encoding, scratch));
+        match bytes {
+            Some(bytes) if bytes.len() <= plan.block_bytes_max => {
+                if count > 0 {
+                    let fitting = count * plan.block_bytes_max * 31 / (bytes.len() * 32);
+                    take_contents = fitting.clamp(count / 2, count * 2).clamp(1, BLOCK_CONTENTS_MAX);
+                }
+                contents.start = part.contents.end;
+                uniform.start = part.uniform.end;
+                blocks.push(EncodedBlock::new(bytes));
+            }
+            tried if count > 1 => {
+                let fitting =
+                    tried.map_or(count / 2, |bytes| count * plan.block_bytes_max * 15 / (bytes.len() * 16));
+                take_contents = fitting.clamp(1, count - 1);
+            }
+            _ if !part.uniform.is_empty() => take_uniform = part.uniform.len() / 2,
+            _ => {
                 encode_wide(prepared, &part, plan, scratch, &mut blocks);
                 contents.start = part.contents.end;
+                take_uniform = uniform.len();
             }
-            continue;
         }
-        if !part.contents.is_empty() {
-            let fitting = part.contents.len() * plan.block_bytes_max * 31 / (bytes.len() * 32);
-            take_contents =
-                fitting.clamp(part.contents.len() / 2, part.contents.len() * 2).clamp(1, BLOCK_CONTENTS_MAX);
-        }
-        contents.start = part.contents.end;
-        uniform.start = part.uniform.end;
-        blocks.push(EncodedBlock::new(bytes));
     }
     blocks
+}
+
+fn placement_count(prepared: &Prepared, part: &Stripe) -> usize {
+    let ids = &prepared.segments[part.segment].contents[part.contents.clone()];
+    ids.iter().map(|id| prepared.index.placement_count(*id) as usize).sum()
 }
 
 type Placed = (VmId, Pfn, u32);
@@ -121,7 +143,7 @@ fn encode_wide(
     let placed: Vec<Placed> = prepared.index.placements(id).map(|(vm, pfn)| (vm, pfn, 0)).collect();
     let page = page(prepared, id);
     // A placement takes at most 10 bytes or so, and runs take less.
-    let most = ((plan.block_bytes_max - PAGE_SIZE) / 16).max(1);
+    let most = ((plan.block_bytes_max - PAGE_SIZE) / 16).clamp(1, PLACEMENTS_MAX);
     for placed in placed.chunks(most) {
         let runs = runs(placed);
         let parts = BlockParts { runs: &runs, uniform: &[], contents: &[page] };

@@ -4,6 +4,8 @@
 //! decides when the block's symbols go where and what is repaired how, [`driver`] seals and sends them, each in
 //! batches. The session knows no I/O and no clock.
 //!
+//! What hosts hold already ([`residents`]) is named to them and not sent.
+//!
 //! VMs may be started at their hosts while their memory arrives ([`guests`]): pages that they wait for are answered by
 //! [`page_service`], ahead of everything else.
 //!
@@ -18,5 +20,6 @@ pub mod measure;
 pub mod page_service;
 pub mod prepare;
 pub mod rate;
+pub mod residents;
 pub mod session;
 pub mod window;

@@ -1,5 +1,6 @@
 //! From images to segments: pages merged, contents sorted by the hosts that need them, cut into stripes.
 
+use crate::residents::Residents;
 use pages::block::UniformPlacement;
 use pages::merge::{ClassCounts, ContentId, MergeIndex, MergeInput, PageIdentity, merge};
 use pages::{IdSet, PageSource, Pfn, VmId};
@@ -9,6 +10,10 @@ use std::sync::Arc;
 
 /// Contents in one stripe: what one encoding job takes, 8 MiB of pages.
 pub const STRIPE_CONTENTS: usize = 2048;
+/// What a uniform run takes in a block, about.
+const UNIFORM_RUN_BYTES: u64 = 4;
+/// What a content takes that is only named, about: its name, where it belongs, its part of the header.
+pub const NAMED_BYTES: u64 = 20;
 /// Uniform runs in one stripe.
 const STRIPE_UNIFORM: usize = 8192;
 
@@ -36,6 +41,8 @@ pub struct Segment {
     pub contents: Vec<ContentId>,
     /// Uniform runs of VMs that go to exactly these hosts.
     pub uniform: Vec<UniformPlacement>,
+    /// Contents that the host, then the only one, holds already: it is told their names. Ascending.
+    pub named: Vec<ContentId>,
 }
 
 /// The unit of encoding: a part of one segment. Its blocks depend on nothing else, so that any stripe can be encoded
@@ -48,6 +55,8 @@ pub struct Stripe {
     pub contents: Range<usize>,
     /// Range of its `uniform`.
     pub uniform: Range<usize>,
+    /// Range of its `named`: not empty if the two others are.
+    pub named: Range<usize>,
 }
 
 /// Everything known of the VMs before the first byte is sent.
@@ -60,6 +69,8 @@ pub struct Prepared {
     pub segments: Vec<Segment>,
     /// Pages by class.
     pub classes: ClassCounts,
+    /// What hosts hold already.
+    pub residents: Option<Residents>,
 }
 
 impl Prepared {
@@ -74,8 +85,28 @@ impl Prepared {
         let index = merge(&MergeInput { sources: &sources, domains: &domains, threads });
         let hosts_of_vm: Vec<IdSet> = vms.iter().map(|vm| vm.hosts.clone()).collect();
         let classes = index.class_counts(&hosts_of_vm);
-        let segments = segments(&vms, &index);
-        Self { vms, index, segments, classes }
+        let segments = segments(&vms, &index, None);
+        Self { vms, index, segments, classes, residents: None }
+    }
+
+    /// Leaves out what hosts hold already. Segments are numbered anew.
+    pub fn leave_out(&mut self, residents: Residents) {
+        self.segments = segments(&self.vms, &self.index, Some(&residents));
+        self.residents = Some(residents);
+    }
+
+    /// Bytes that a segment takes, if contents are encoded to `ratio` of theirs.
+    #[must_use]
+    pub fn expected_bytes(&self, segment: usize, ratio: f64) -> u64 {
+        let Segment { uniform, named, .. } = &self.segments[segment];
+        #[expect(
+            clippy::cast_precision_loss,
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a positive number of bytes"
+        )]
+        let contents = (self.segment_bytes(segment) as f64 * ratio) as u64;
+        contents + uniform.len() as u64 * UNIFORM_RUN_BYTES + named.len() as u64 * NAMED_BYTES
     }
 
     /// Splits segments: contents of the recorded working sets (pages of a VM, in first-touch order) become segments of their
@@ -93,7 +124,7 @@ impl Prepared {
         }
         let mut parts = Vec::new();
         for segment in 0..self.segments.len() {
-            let Segment { hosts, contents, uniform } = &mut self.segments[segment];
+            let Segment { hosts, contents, uniform, named } = &mut self.segments[segment];
             let (mut first, rest): (Vec<ContentId>, Vec<ContentId>) =
                 contents.iter().partition(|id| ranks.contains_key(*id));
             if first.is_empty() {
@@ -101,7 +132,9 @@ impl Prepared {
             }
             first.sort_by_key(|id| (ranks[id], *id));
             *contents = rest;
-            let first = Segment { hosts: hosts.clone(), contents: first, uniform: std::mem::take(uniform) };
+            // What is only named costs next to nothing either.
+            let (hosts, uniform, named) = (hosts.clone(), std::mem::take(uniform), std::mem::take(named));
+            let first = Segment { hosts, contents: first, uniform, named };
             parts.push((segment, self.segments.len()));
             self.segments.push(first);
         }
@@ -124,21 +157,27 @@ impl Prepared {
     /// The stripes of one segment.
     #[must_use]
     pub fn stripes(&self, segment: usize) -> Vec<Stripe> {
-        let Segment { contents, uniform, .. } = &self.segments[segment];
+        let Segment { contents, uniform, named, .. } = &self.segments[segment];
         let count = contents.len().div_ceil(STRIPE_CONTENTS).max(uniform.len().div_ceil(STRIPE_UNIFORM));
         let part =
             |index: usize, size: usize, len: usize| (index * size).min(len)..((index + 1) * size).min(len);
-        (0..count)
-            .map(|index| Stripe {
-                segment,
-                contents: part(index, STRIPE_CONTENTS, contents.len()),
-                uniform: part(index, STRIPE_UNIFORM, uniform.len()),
-            })
-            .collect()
+        let plain = (0..count).map(|index| Stripe {
+            segment,
+            contents: part(index, STRIPE_CONTENTS, contents.len()),
+            uniform: part(index, STRIPE_UNIFORM, uniform.len()),
+            named: 0..0,
+        });
+        let named = (0..named.len().div_ceil(STRIPE_CONTENTS)).map(|index| Stripe {
+            segment,
+            contents: 0..0,
+            uniform: 0..0,
+            named: part(index, STRIPE_CONTENTS, named.len()),
+        });
+        plain.chain(named).collect()
     }
 }
 
-fn segments(vms: &[VmInput], index: &MergeIndex) -> Vec<Segment> {
+fn segments(vms: &[VmInput], index: &MergeIndex, residents: Option<&Residents>) -> Vec<Segment> {
     let host_sets: Vec<IdSet> = (index.signatures().iter())
         .map(|signature| {
             let mut hosts = IdSet::new();
@@ -152,6 +191,7 @@ fn segments(vms: &[VmInput], index: &MergeIndex) -> Vec<Segment> {
             hosts: hosts.clone(),
             contents: Vec::new(),
             uniform: Vec::new(),
+            named: Vec::new(),
         });
         f(segment);
     };
@@ -161,16 +201,30 @@ fn segments(vms: &[VmInput], index: &MergeIndex) -> Vec<Segment> {
             entry(&mut by_hosts, &input.hosts, &mut |segment| segment.uniform.push(placement));
         }
     }
-    // Few host sets, many contents: the set of each signature is found once.
-    let mut ids: Vec<Vec<ContentId>> = vec![Vec::new(); host_sets.len()];
+    // Few host sets, many contents: the set of each signature, and of who holds its contents, is found once.
+    let mut ids: HashMap<(u32, &IdSet), Vec<ContentId>> = HashMap::new();
+    let nobody = IdSet::new();
     for content in index.contents() {
-        ids[index.signature_of(content).0 as usize].push(content);
+        let holders = residents.map_or(&nobody, |residents| residents.holders(content));
+        ids.entry((index.signature_of(content).0, holders)).or_default().push(content);
     }
-    for (hosts, contents) in host_sets.iter().zip(ids) {
-        entry(&mut by_hosts, hosts, &mut |segment| segment.contents.extend(&contents));
+    for ((signature, holders), contents) in ids {
+        let hosts = &host_sets[signature as usize];
+        let (held, lacking): (Vec<u16>, Vec<u16>) = hosts.iter().partition(|host| holders.contains(*host));
+        if !lacking.is_empty() {
+            let lacking = IdSet::from_ascending(&lacking);
+            entry(&mut by_hosts, &lacking, &mut |segment| segment.contents.extend(&contents));
+        }
+        for host in held {
+            let host = IdSet::from_ascending(&[host]);
+            entry(&mut by_hosts, &host, &mut |segment| segment.named.extend(&contents));
+        }
     }
     let mut segments: Vec<Segment> = by_hosts.into_values().collect();
-    segments.iter_mut().for_each(|segment| segment.contents.sort_unstable());
+    for segment in &mut segments {
+        segment.contents.sort_unstable();
+        segment.named.sort_unstable();
+    }
     segments
 }
 

@@ -26,8 +26,8 @@ pub(crate) struct Measure {
     /// Asks each host of the inventory to measure the images that it holds
     #[arg(long)]
     pub(crate) hosts: bool,
-    /// Counts pages of the hosts' other images as pages that need not be sent to them, for planning; `scatter send` sends
-    /// them all the same as yet
+    /// Counts pages of the hosts' other images as pages that need not be sent to them; `scatter send` asks these hosts once
+    /// more what they hold, and leaves it out
     #[arg(long, requires = "hosts")]
     pub(crate) resident: bool,
     /// Directory with ca.pem, host.pem and host.key.pem of a sender. Default: keys/<the inventory's source>

@@ -4,7 +4,8 @@ use crate::cli::args::Plan as Args;
 use crate::cli::exit::{Coded, Exit, Failure, Outcome};
 use crate::commands::write_file;
 use planner::answers::{Question, QuestionError, groups_table, what_if, why};
-use planner::{Inventory, Plan, PlanError, Signatures, picture};
+use planner::picture::{self, Sharing};
+use planner::{Inventory, Plan, PlanError, Signatures};
 
 /// Whether anything is asked; then the plan itself is not printed.
 pub(crate) fn are_asked(args: &Args) -> bool {
@@ -55,8 +56,8 @@ pub(crate) fn answer(
         print!("{}", groups_table(plan).or_exit(Exit::Input)?);
     }
     if let Some(path) = &args.svg {
-        let measured = signatures.map(|signatures| (inventory, signatures));
-        write_file(path, &picture::svg(plan, measured).or_exit(Exit::Input)?)?;
+        let sharing = signatures.map(|signatures| Sharing::measured(inventory, signatures)).transpose();
+        write_file(path, &picture::svg(plan, sharing.or_exit(Exit::Input)?.as_ref()))?;
         println!("drew {}", path.display());
     }
     Ok(exit)

@@ -25,6 +25,7 @@ pub(crate) fn page(report: &TransferReport) -> String {
     classes(&mut out, report);
     hosts(&mut out, report);
     timeline(&mut out, report);
+    plan_picture(&mut out, report);
     details(&mut out, report);
     out.push_str("</main></body></html>\n");
     out
@@ -196,6 +197,15 @@ fn timeline(out: &mut String, report: &TransferReport) {
         "<section><h2>What was sent when, and to whom</h2><figure>{chart}</figure><p class=\"note\">A column is a \
          segment: the contents of one set of hosts, sent once to their multicast group (filled) or by unicast \
          (outlined). Dots mark where a host had its last image.</p></section>"
+    );
+}
+
+fn plan_picture(out: &mut String, report: &TransferReport) {
+    let Some(picture) = &report.plan_picture else { return };
+    let _ = writeln!(
+        out,
+        "<section><h2>The plan, as it was foreseen</h2><figure class=\"plan\">{picture}</figure><p class=\"note\">Bytes \
+         on links are foreseen with headers and repair, and to be held against those that were carried, above.</p></section>"
     );
 }
 

@@ -60,6 +60,10 @@ pub(crate) struct TransferReport {
     /// Clones that were started while their memory arrived; only from `clone`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) clones: Option<ClonesReport>,
+    /// The plan as it was foreseen, an SVG: links, what VMs have in common, segments and groups in time. A plan that
+    /// foresees nothing has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) plan_picture: Option<String>,
     /// Other ways on the same links; only from `demo`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) comparison: Option<Comparison>,

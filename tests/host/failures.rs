@@ -1,7 +1,8 @@
 //! Hosts and cables that fail, while the others go on.
 
-use crate::fleet::{Fleet, Sent, name};
+use crate::fleet::{Fleet, name};
 use crate::images::{Image, guest_part, mb};
+use crate::sending::Sent;
 use nix::sys::signal::Signal;
 use std::fs::File;
 use std::io::Write;

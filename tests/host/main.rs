@@ -17,5 +17,7 @@ mod planned;
 mod process;
 mod qemu;
 mod rate;
+mod residents;
 mod resume;
+mod sending;
 mod vmms;

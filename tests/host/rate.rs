@@ -1,7 +1,8 @@
 //! How much of a link a transfer uses.
 
-use crate::fleet::{Fleet, Sent};
+use crate::fleet::Fleet;
 use crate::images::{Image, float, incompressible};
+use crate::sending::Sent;
 use std::fs;
 
 /// Share of a link that a transfer must use while it sends.

@@ -1,7 +1,8 @@
 //! Processes that are killed, interrupted and started again: what is held is never sent again, and never half-done.
 
-use crate::fleet::{Fleet, Sending, name};
+use crate::fleet::{Fleet, name};
 use crate::images::{Image, float, guest_part, mb};
+use crate::sending::Sending;
 use nix::sys::signal::Signal;
 use std::time::Duration;
 

@@ -2,8 +2,9 @@
 //! them to `tests/corpora`, where libFuzzer finds them; files that a fuzzer found (`found-*`) are kept beside them.
 
 use crate::targets::{corpus_secret, join_frames};
-use pages::block::{BlockParts, ContentRun, Encoding, Scratch, UniformPlacement, encode_block};
+use pages::block::{BlockParts, ContentRun, Encoding, Scratch, UniformPlacement, encode_block, encode_named};
 use pages::{PAGE_SIZE, Page, Pfn, UniformRun, VmId};
+use wire::control::measure::{Ask, Residents, Tell};
 use wire::control::{
     Accept, Announce, Attachment, AttachmentOffer, BlockRange, Circle, CloneOffer, CloneStatus, Deficit,
     FaultFigures, Fetch, Fetched, FirstTouched, GuestOffer, GuestReport, GuestState, HostStats, HostStatus,
@@ -146,6 +147,13 @@ fn to_host() -> Vec<ToHost> {
         ToHost::Status,
         ToHost::FirstTouched(FirstTouched { vm: 1, pages: vec![9, 0, 1] }),
         ToHost::Fetch(Fetch { transfer: "t".into(), digests: vec![[1; 32], [2; 32]] }),
+        ToHost::Supply { block: 2, body: vec![4; 50] },
+        ToHost::Measure(Ask::Residents(Residents {
+            version: 2,
+            transfer: "t".into(),
+            key: [7; 32],
+            images: vec![("vm1".into(), 3)],
+        })),
     ]
 }
 
@@ -177,6 +185,8 @@ fn to_sender() -> Vec<ToSender> {
         }),
         ToSender::Status(status()),
         ToSender::Fetched(Fetched { digest: [4; 32], bytes: vec![8; 50] }),
+        ToSender::Lacks { block: 2 },
+        ToSender::Measured(Tell::Names(vec![[1; 16], [2; 16]])),
     ]
 }
 
@@ -255,6 +265,7 @@ fn block_bodies() -> Vec<Vec<u8>> {
         body(&runs, &uniform, &[&text, &text], Encoding::Lz4),
         body(&runs, &uniform, &[&text, &text], Encoding::Zstd { level: 1 }),
         body(&many, &[], &[&text], Encoding::Zstd { level: -3 }),
+        encode_named(&runs, &[1 << 100, u128::MAX], &mut Scratch::new()),
     ]
     .into_iter()
     .collect()

@@ -3,7 +3,7 @@
 
 use pages::block::{BlockLimits, Encoding, Scratch};
 use pages::{IdSet, PAGE_SIZE, Page, PageSource, Pfn, VmId};
-use receiver::check::check;
+use receiver::check::{Place, check};
 use receiver::session::{Action, Session as Receiving, SessionConfig as ReceivingConfig};
 use receiver::store::{Intake, Store, VmSpec};
 use sender::encode::{EncodePlan, encode_stripe};
@@ -136,7 +136,11 @@ impl Host {
                 Action::Send(message) => said.push(message),
                 Action::Join { channel, .. } => self.session.joined(channel, Ok(())),
                 Action::Check(job) => {
-                    let checked = check(*job, &self.intake, &BlockLimits::default(), &mut self.scratch);
+                    let checked = check(
+                        *job,
+                        Place { intake: &self.intake, residents: None, limits: &BlockLimits::default() },
+                        &mut self.scratch,
+                    );
                     self.session.handle_checked(self.now, checked);
                 }
                 Action::FinishVm(vm) => {

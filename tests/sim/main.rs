@@ -6,5 +6,6 @@ mod faults;
 mod forged;
 mod isolation;
 mod judges;
+mod residents;
 mod transfers;
 mod world;

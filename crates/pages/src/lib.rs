@@ -8,7 +8,8 @@
 //!    *placements* and its *signature* (the exact set of VMs that hold it).
 //! 3. [`block`]: contents with their placements become a self-contained block body and back.
 //! 4. [`measure`]: what VMs of several hosts have in common, told by keyed hashes alone, for planning.
-//! 5. [`Bitmap`]: which pages are there already.
+//! 5. [`names`]: what stands for a content where its bytes cannot be compared.
+//! 6. [`Bitmap`]: which pages are there already.
 //!
 //! Not here: files and mappings (crate `vmm`), sealing and datagrams (crate `wire`), the order in which
 //! contents are sent (crate `sender`). This crate knows no I/O and no clock; it asks the system for
@@ -21,6 +22,7 @@ pub mod block;
 pub mod ids;
 pub mod measure;
 pub mod merge;
+pub mod names;
 mod page;
 mod uniform;
 

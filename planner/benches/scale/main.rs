@@ -1,10 +1,12 @@
 //! Time, memory and distance from the bound of whole plans, from a dozen VMs to ten thousand.
 //!
 //! `cargo bench -p planner --bench scale -- VMSxHOSTS... [--out FOLDER]` plans a seeded fleet of each size on one thread,
-//! prints a table, and with `--out` writes `scale.csv` and `scale.svg` there.
+//! prints a table, and with `--out` writes `scale.csv` and `scale.svg` there. `--gap` tells where the distance from the
+//! bound comes from.
 #![forbid(unsafe_code)]
 
 mod fleet;
+mod gap;
 mod picture;
 
 use std::path::PathBuf;
@@ -38,6 +40,9 @@ const SEED: u64 = 1;
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
+    if args.iter().any(|arg| arg == "--gap") {
+        return gap::run();
+    }
     let named: Vec<(usize, usize)> = args
         .iter()
         .filter_map(|arg| {

@@ -33,6 +33,7 @@ pub fn groups_table(plan: &Plan) -> Result<String, PoolError> {
         )
         .expect("strings take everything");
     }
+    text += "(bytes and times without headers and repair)\n";
     if let Some(needed) = groups_needed(&curve) {
         let most = curve.last().map_or(0, |point| point.addresses);
         let more = if needed < most { format!("; {most} would buy less than 1 %") } else { String::new() };

@@ -28,7 +28,7 @@ pub enum QuestionError {
     #[error("the inventory has no VM `{0}`")]
     UnknownVm(String),
     /// A VM is pinned to the host.
-    #[error("VM `{vm}` is pinned to host `{host}` (`to.hosts`); without it there is no plan")]
+    #[error("VM `{vm}` is pinned to host `{host}` (`to.hosts`): pin it to another, or to none")]
     Pinned {
         /// The VM.
         vm: String,

@@ -16,6 +16,8 @@ type Key<'a> = (LinkKind, &'a str);
 #[derive(Clone, Copy, Default)]
 struct Load {
     needed: u128,
+    /// Of these, bytes that only name contents: no placement saves them.
+    named: u128,
     all: u128,
 }
 
@@ -33,7 +35,11 @@ pub(super) fn check_links(plan: &Plan, names: &Names, found: &mut Vec<Violation>
         let crossed = |hosts: &[usize]| -> BTreeSet<Key> {
             hosts.iter().flat_map(|&host| ways[host].clone()).collect()
         };
-        crossed(&hosts).into_iter().for_each(|link| loads.entry(link).or_default().needed += bytes);
+        for link in crossed(&hosts) {
+            let load = loads.entry(link).or_default();
+            load.needed += bytes;
+            load.named += u128::from(segment.named_bytes);
+        }
         match segment.group.map(|id| members.get(&id)) {
             Some(Some(members)) => {
                 crossed(members).into_iter().for_each(|link| loads.entry(link).or_default().all += bytes);
@@ -134,7 +140,7 @@ fn compare(plan: &Plan, predicted: &Predicted, loads: &BTreeMap<Key, Load>, foun
             wrong("links", name.clone(), "once".to_owned());
         }
         let load = loads.get(&key).copied().unwrap_or_default();
-        cost += load.needed * u128::from(byte_cost);
+        cost += load.needed.saturating_sub(load.named) * u128::from(byte_cost);
         let says = (u128::from(link.bytes), u128::from(link.classes.total()), u128::from(link.extra_bytes));
         let right = (load.all, load.needed, load.all.saturating_sub(load.needed));
         if says != right || link.rate_mbps != rate_mbps {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use super::{Names, Violation};
 use crate::inventory::Isolation;
-use crate::plan::{Group, Plan};
+use crate::plan::{Group, Plan, Segment};
 use crate::pool::Pool;
 
 /// What the schedule makes of a group.
@@ -24,6 +24,11 @@ pub(super) fn check_sending(plan: &Plan, names: &Names, found: &mut Vec<Violatio
             found.push(Violation::Duplicate { kind: "group", name: group.id.to_string() });
         }
     }
+    // A plan without such hosts has no list to be wrong with.
+    let resident = match plan.resident.as_slice() {
+        [] => Vec::new(),
+        listed => names.positions("the list of hosts with resident pages", listed, found),
+    };
     let mut totals = Totals::new(plan.hosts.len());
     let mut seen: BTreeMap<Vec<usize>, usize> = BTreeMap::new();
     for (index, segment) in plan.schedule.iter().enumerate() {
@@ -33,7 +38,8 @@ pub(super) fn check_sending(plan: &Plan, names: &Names, found: &mut Vec<Violatio
         }
         let has_it: Vec<usize> =
             segment.resident.iter().filter_map(|host| names.hosts.get(host.as_str()).copied()).collect();
-        if !is_union_of_vms(&hosts, &has_it, names) {
+        let named = check_named(index, segment, &hosts, &resident, names, found);
+        if !named && !is_union_of_vms(&hosts, &has_it, names) {
             found.push(Violation::NoSuchVms { segment: index });
         }
         let receivers = match segment.group {
@@ -55,6 +61,28 @@ pub(super) fn check_sending(plan: &Plan, names: &Names, found: &mut Vec<Violatio
     check_addresses(plan, &uses, found);
     check_memberships(plan, &uses, found);
     totals.compare(plan, found);
+}
+
+/// Whether a segment names contents to its one host; that must be one that is asked what it holds, and have a VM.
+fn check_named(
+    index: usize,
+    segment: &Segment,
+    hosts: &[usize],
+    resident: &[usize],
+    names: &Names,
+    found: &mut Vec<Violation>,
+) -> bool {
+    if segment.named_bytes == 0 {
+        return false;
+    }
+    let one = match hosts {
+        [host] => resident.contains(host) && !names.vms_on[*host].is_empty(),
+        _ => false,
+    };
+    if !one || segment.named_bytes > segment.predicted_bytes {
+        found.push(Violation::Named { segment: index, bytes: segment.named_bytes });
+    }
+    one
 }
 
 /// Whether the hosts are exactly those of some VMs together, but for some that have the contents already: each belongs

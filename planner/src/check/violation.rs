@@ -208,6 +208,16 @@ pub enum Violation {
         /// Position in `schedule`, from 0.
         segment: usize,
     },
+    /// A segment names contents to hosts that cannot hold them, or more than it has.
+    #[error(
+        "segment {segment}: {bytes} bytes of names are no part of it that goes to one host of `resident` with a VM"
+    )]
+    Named {
+        /// Position in `schedule`, from 0.
+        segment: usize,
+        /// Its `named_bytes`.
+        bytes: u64,
+    },
     /// A predicted total does not follow from the schedule.
     #[error("predicted `{field}` is {found}; the schedule gives {right}")]
     Prediction {

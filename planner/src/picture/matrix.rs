@@ -1,10 +1,8 @@
 //! What VMs have in common, each with each, those of one host side by side.
 
 use super::draw::{Drawing, INK, RULE, bytes, fitted};
-use super::{GAP, WIDTH};
+use super::{GAP, Sharing, WIDTH};
 use crate::Plan;
-use crate::inventory::Inventory;
-use crate::signatures::{SignatureError, Signatures, weights};
 
 /// VMs drawn: of more, those with most bytes.
 const VMS_MAX: usize = 64;
@@ -17,26 +15,10 @@ const TOGETHER: &str = "#d55e00";
 /// Shades of one blue.
 const SHADES: [&str; 6] = ["#f7fbff", "#d0e1f2", "#94c4df", "#4a98c9", "#1764ab", "#08306b"];
 
-pub(super) fn draw(
-    drawing: &mut Drawing,
-    plan: &Plan,
-    inventory: &Inventory,
-    signatures: &Signatures,
-    top: f64,
-) -> Result<f64, SignatureError> {
-    let count = inventory.vms.len();
-    let mut common = vec![vec![0u64; count]; count];
-    for weight in weights(inventory, Some(signatures))? {
-        for a in weight.vms.iter().map(|vm| usize::from(*vm)) {
-            for b in weight.vms.iter().map(|vm| usize::from(*vm)) {
-                common[a][b] += weight.bytes;
-            }
-        }
-    }
-    let mut order: Vec<usize> = (0..count).collect();
-    order.sort_by_key(|&vm| std::cmp::Reverse(common[vm][vm]));
-    order.truncate(VMS_MAX);
-    order.sort_by_key(|&vm| (plan.vms[vm].hosts.clone(), vm));
+pub(super) fn draw(drawing: &mut Drawing, plan: &Plan, sharing: &Sharing, top: f64) -> f64 {
+    let count = plan.vms.len();
+    let order = order(plan, sharing);
+    let common = common(&order, sharing, count);
     heading(drawing, top, count - order.len());
     let side = order.len() as f64;
     let cell =
@@ -50,11 +32,39 @@ pub(super) fn draw(
         let x = left + row as f64 * cell + cell / 2.0 + 4.0;
         drawing.text_up(x, first - 6.0, size, &fitted(&plan.vms[a].name, size, NAMES.1));
         for (column, &b) in order.iter().enumerate() {
-            square(drawing, [left + column as f64 * cell, y, cell], (a, b), &common, plan);
+            let at = [left + column as f64 * cell, y, cell];
+            square(drawing, at, ((row, a), (column, b)), &common, plan);
         }
     }
     frames(drawing, plan, &order, (left, first), cell);
-    Ok(first + side * cell)
+    first + side * cell
+}
+
+/// The VMs drawn, those of one host side by side.
+fn order(plan: &Plan, sharing: &Sharing) -> Vec<usize> {
+    let mut own = vec![0u64; plan.vms.len()];
+    for (vms, bytes) in &sharing.sets {
+        vms.iter().for_each(|vm| own[usize::from(*vm)] += bytes);
+    }
+    let mut order: Vec<usize> = (0..own.len()).collect();
+    order.sort_by_key(|&vm| std::cmp::Reverse(own[vm]));
+    order.truncate(VMS_MAX);
+    order.sort_by_key(|&vm| (plan.vms[vm].hosts.clone(), vm));
+    order
+}
+
+/// Bytes in common of each two of the VMs drawn, by their places in the order.
+fn common(order: &[usize], sharing: &Sharing, count: usize) -> Vec<Vec<u64>> {
+    let mut place = vec![None; count];
+    order.iter().enumerate().for_each(|(at, vm)| place[*vm] = Some(at));
+    let mut common = vec![vec![0u64; order.len()]; order.len()];
+    for (vms, bytes) in &sharing.sets {
+        let drawn: Vec<usize> = vms.iter().filter_map(|vm| place[usize::from(*vm)]).collect();
+        for &a in &drawn {
+            drawn.iter().for_each(|&b| common[a][b] += bytes);
+        }
+    }
+    common
 }
 
 fn heading(drawing: &mut Drawing, top: f64, more: usize) {
@@ -79,12 +89,12 @@ fn heading(drawing: &mut Drawing, top: f64, more: usize) {
 fn square(
     drawing: &mut Drawing,
     [x, y, cell]: [f64; 3],
-    (a, b): (usize, usize),
+    ((row, a), (column, b)): ((usize, usize), (usize, usize)),
     common: &[Vec<u64>],
     plan: &Plan,
 ) {
-    let both = common[a][b];
-    let smaller = common[a][a].min(common[b][b]).max(1);
+    let both = common[row][column];
+    let smaller = common[row][row].min(common[column][column]).max(1);
     let share = both as f64 / smaller as f64;
     let shade = match share {
         _ if both == 0 => 0,

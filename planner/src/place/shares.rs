@@ -195,50 +195,30 @@ impl<'a> Shares<'a> {
         self.cost
     }
 
-    /// `is_first`: no copy of the VM is on the host yet.
+    /// A copy of the VM comes to the host. `is_first`: no other is there yet.
     pub(super) fn add(&mut self, vm: usize, host: usize, is_first: bool) {
-        if !is_first {
-            return;
-        }
-        let (problem, sharing) = (self.problem, self.sharing);
-        let own = sharing.own[vm];
-        problem.way(host).for_each(|node| self.load[node] += own);
-        let least = self.own_least[vm];
-        let before = self.own_units[vm];
-        self.own_units[vm] += self.way_cost[host];
-        self.cost += own * (self.own_units[vm].max(least) - before.max(least));
-        for &number in &sharing.of_vm[vm] {
-            let number = number as usize;
-            let signature = &sharing.signatures[number];
-            if signature.resident.contains(host_index(host)) {
-                continue;
-            }
-            let before = self.units[number];
-            let mut units = before;
-            for node in problem.way(host) {
-                if self.counts[number].add(node) > 0 {
-                    break;
-                }
-                units += problem.nodes[node].cost;
-                self.load[node] += signature.bytes;
-            }
-            self.units[number] = units;
-            self.cost += signature.bytes * (units.max(signature.least) - before.max(signature.least));
+        if is_first {
+            self.change::<true>(vm, host);
         }
     }
 
-    /// `is_last`: no other copy of the VM stays on the host.
+    /// A copy of the VM leaves the host. `is_last`: no other stays there.
     pub(super) fn remove(&mut self, vm: usize, host: usize, is_last: bool) {
-        if !is_last {
-            return;
+        if is_last {
+            self.change::<false>(vm, host);
         }
+    }
+
+    /// The host needs the VM's contents, or no longer.
+    fn change<const NEEDS: bool>(&mut self, vm: usize, host: usize) {
         let (problem, sharing) = (self.problem, self.sharing);
         let own = sharing.own[vm];
-        problem.way(host).for_each(|node| self.load[node] -= own);
+        problem.way(host).for_each(|node| step::<NEEDS>(&mut self.load[node], own));
         let least = self.own_least[vm];
         let before = self.own_units[vm];
-        self.own_units[vm] -= self.way_cost[host];
-        self.cost -= own * (before.max(least) - self.own_units[vm].max(least));
+        step::<NEEDS>(&mut self.own_units[vm], self.way_cost[host]);
+        let more = self.own_units[vm].max(least).abs_diff(before.max(least));
+        step::<NEEDS>(&mut self.cost, own * more);
         for &number in &sharing.of_vm[vm] {
             let number = number as usize;
             let signature = &sharing.signatures[number];
@@ -248,14 +228,17 @@ impl<'a> Shares<'a> {
             let before = self.units[number];
             let mut units = before;
             for node in problem.way(host) {
-                if self.counts[number].remove(node) > 0 {
+                let counts = &mut self.counts[number];
+                // What other hosts behind the link need goes over it anyway, and over all links before it.
+                if (if NEEDS { counts.add(node) } else { counts.remove(node) }) > 0 {
                     break;
                 }
-                units -= problem.nodes[node].cost;
-                self.load[node] -= signature.bytes;
+                step::<NEEDS>(&mut units, problem.nodes[node].cost);
+                step::<NEEDS>(&mut self.load[node], signature.bytes);
             }
             self.units[number] = units;
-            self.cost -= signature.bytes * (before.max(signature.least) - units.max(signature.least));
+            let more = units.max(signature.least).abs_diff(before.max(signature.least));
+            step::<NEEDS>(&mut self.cost, signature.bytes * more);
         }
     }
 
@@ -299,5 +282,14 @@ impl<'a> Shares<'a> {
         for &(host, more) in &self.saved_more {
             deltas[host] -= more;
         }
+    }
+}
+
+/// More, or less.
+fn step<const MORE: bool>(figure: &mut u64, by: u64) {
+    if MORE {
+        *figure += by;
+    } else {
+        *figure -= by;
     }
 }

@@ -87,13 +87,21 @@ pub struct ClassBytes {
     pub one_host: u64,
     /// Of VMs on several hosts.
     pub several_hosts: u64,
+    /// Names of contents, and where they belong, for a host that holds them already. Default: 0.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub named: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
+pub(super) const fn is_zero(figure: &u64) -> bool {
+    *figure == 0
 }
 
 impl ClassBytes {
     /// All of them.
     #[must_use]
     pub fn total(&self) -> u64 {
-        let parts = [self.unique, self.repeated, self.one_host, self.several_hosts];
+        let parts = [self.unique, self.repeated, self.one_host, self.several_hosts, self.named];
         parts.into_iter().fold(0, u64::saturating_add)
     }
 
@@ -103,6 +111,7 @@ impl ClassBytes {
         self.repeated = self.repeated.saturating_add(other.repeated);
         self.one_host = self.one_host.saturating_add(other.one_host);
         self.several_hosts = self.several_hosts.saturating_add(other.several_hosts);
+        self.named = self.named.saturating_add(other.named);
     }
 }
 

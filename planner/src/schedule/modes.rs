@@ -260,9 +260,11 @@ pub fn group_curve(segments: &[SegmentWeight], limits: &GroupLimits, network: &N
             Some(few_groups) => scheduled(segments, &few, &few_groups),
             None => churning.clone(),
         };
+        // With an address for each set none takes turns.
+        let churning_mode = if addresses >= most { Mode::ExactSets } else { Mode::ChurningGroups };
         CurvePoint {
             addresses,
-            churning: cost(Mode::ChurningGroups, segments, &few, network, &churning),
+            churning: cost(churning_mode, segments, &few, network, &churning),
             fixed: cost(Mode::StaticGroups, segments, &few, network, &fixed),
         }
     };

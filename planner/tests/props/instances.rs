@@ -91,6 +91,25 @@ pub(crate) fn small() -> impl Strategy<Value = Small> {
     )
 }
 
+/// Up to 12 VMs on up to 4 hosts, with every constraint that the dynamic program takes: not failure domains, nor pages
+/// resident at hosts in racks. Capacity is scarce: about a third cannot be placed.
+pub(crate) fn twelve() -> impl Strategy<Value = Small> {
+    let host = (small_host(), 8u64..26).prop_map(|(host, memory)| SmallHost { memory, vcpus: 30, ..host });
+    let hosts = prop::collection::vec(host, 2..5);
+    let vm = small_vm().prop_map(|vm| SmallVm { copies: 1, per_host: 1, scope: 0, with: vm.with & 3, ..vm });
+    let vms = prop::collection::vec(vm, 7..13);
+    let bytes = prop_oneof![1u64..1000, 1u64..20_000];
+    let weights =
+        prop::collection::vec((1u32..4096, bytes, prop_oneof![9 => Just(0u32), 1 => 1u32..16]), 6..40);
+    let racks = prop_oneof![Just(Vec::new()), prop::collection::vec(0u32..6, 2)];
+    (hosts, racks, 0u8..3, vms, weights).prop_map(|(hosts, racks, source_rack, vms, mut weights)| {
+        if !racks.is_empty() {
+            weights.iter_mut().for_each(|(_, _, resident)| *resident = 0);
+        }
+        Small { hosts, racks, source_rack, vms, weights, strict: false }
+    })
+}
+
 impl Small {
     /// The same as an inventory; masks are cut to what exists, and contradictions dropped.
     pub(crate) fn inventory(&self) -> Inventory {

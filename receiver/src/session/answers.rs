@@ -72,7 +72,7 @@ impl Session {
     pub(super) fn deficit(&self, id: u64) -> Option<Deficit> {
         let entry = self.blocks.get(&id)?;
         match &entry.stage {
-            Stage::Checking => None,
+            Stage::Checking | Stage::Lacking => None,
             Stage::Expected => {
                 let missing = u128::MAX >> (128 - entry.shape.symbols());
                 Some(Deficit { block: id, missing, cauchy: 0, raptorq: 0 })

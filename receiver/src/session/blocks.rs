@@ -56,6 +56,17 @@ impl Session {
     }
 
     pub(super) fn block_data(&mut self, now: Duration, id: u64, bytes: Vec<u8>) {
+        if self.blocks.get(&id).is_none_or(|entry| bytes.len() == entry.shape.len as usize) {
+            self.take_whole(now, id, Payload::Whole(bytes));
+        }
+    }
+
+    /// The contents of a block that only named them.
+    pub(super) fn supply(&mut self, now: Duration, id: u64, body: Vec<u8>) {
+        self.take_whole(now, id, Payload::Supplied(body));
+    }
+
+    fn take_whole(&mut self, now: Duration, id: u64, payload: Payload) {
         if self.done.contains(BlockId(id)) {
             // It came by the group meanwhile; the sender waits for word of it.
             self.tell_done(now, id);
@@ -63,7 +74,7 @@ impl Session {
         }
         let Some(entry) = self.blocks.get_mut(&id) else { return };
         let Some(digest) = entry.digest else { return };
-        if matches!(entry.stage, Stage::Checking) || bytes.len() != entry.shape.len as usize {
+        if matches!(entry.stage, Stage::Checking) {
             return;
         }
         let shape = entry.shape;
@@ -72,7 +83,6 @@ impl Session {
         } else {
             self.in_flight_bytes += u64::from(shape.len);
         }
-        let payload = Payload::Whole(bytes);
         self.actions.push_back(Action::Check(Box::new(Job { block: BlockId(id), digest, shape, payload })));
     }
 
@@ -89,7 +99,7 @@ impl Session {
         let channel = self.channels.get_mut(&view.header.channel.0)?;
         let BlockId(id) = view.header.block;
         let wanted = match self.blocks.get(&id) {
-            Some(Entry { stage: Stage::Checking, .. }) => false,
+            Some(Entry { stage: Stage::Checking | Stage::Lacking, .. }) => false,
             Some(entry) => {
                 let shape = entry.shape;
                 if shape.symbol_len() != view.symbol.len() || shape.len != view.header.block_len {
@@ -232,6 +242,15 @@ impl Session {
                 let deficits = self.deficit(id).into_iter().collect();
                 self.send_report(Report { seq: self.answered_seq, deficits, ..Report::default() });
             }
+            Outcome::Lacking => {
+                if let Some(collector) = checked.collector {
+                    self.spare(collector);
+                }
+                let Some(entry) = self.blocks.get_mut(&id) else { return };
+                entry.stage = Stage::Lacking;
+                self.in_flight_bytes -= u64::from(entry.shape.len);
+                self.actions.push_back(Action::Send(ToSender::Lacks { block: id }));
+            }
             Outcome::Failed(reason) => {
                 let reason = control::reason(&reason);
                 self.actions.push_back(Action::Send(ToSender::Failed { reason: reason.clone() }));
@@ -256,7 +275,7 @@ impl Session {
         if entry.digest.is_none() {
             self.early.retain(|early| *early != id);
         }
-        if !matches!(entry.stage, Stage::Expected) {
+        if !matches!(entry.stage, Stage::Expected | Stage::Lacking) {
             self.in_flight_bytes -= u64::from(entry.shape.len);
         }
         if let Stage::Collecting(collector) = entry.stage {

@@ -136,6 +136,8 @@ enum Stage {
     Collecting(Collector),
     /// Handed out; symbols that still arrive are redundant.
     Checking,
+    /// It names contents that are not here; the sender was told, and supplies them.
+    Lacking,
 }
 
 struct Asked {
@@ -241,6 +243,7 @@ impl Session {
                 self.answer(now, false);
             }
             ToHost::BlockData { block, bytes } => self.block_data(now, block, bytes),
+            ToHost::Supply { block, body } => self.supply(now, block, body),
             ToHost::Release => self.actions.push_back(Action::End { released: true, reason: None }),
             ToHost::Cancel { reason } => {
                 self.actions.push_back(Action::End { released: false, reason: Some(reason) });

@@ -27,6 +27,7 @@ mod journal;
 mod lazy;
 mod ledger;
 mod names;
+mod own;
 mod placement;
 mod record;
 mod shared;
@@ -45,6 +46,7 @@ use pages::VmId;
 
 pub use error::StoreError;
 pub use intake::{Intake, PlaceStats};
+pub(crate) use own::finished_by;
 
 use disk::Disk;
 use error::Attempt;

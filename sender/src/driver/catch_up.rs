@@ -3,6 +3,7 @@
 use super::Transfer;
 use super::encoders::Encoded;
 use crate::encode::EncodedBlock;
+use pages::block::Scratch;
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use wire::BlockId;
@@ -18,6 +19,7 @@ pub(super) struct Again {
     stripes: HashMap<usize, Vec<EncodedBlock>>,
     order: VecDeque<usize>,
     waiting: Vec<(For, BlockId)>,
+    scratch: Scratch,
 }
 
 /// Who gets a block that is not in the window any more.
@@ -45,6 +47,25 @@ impl Again {
 }
 
 impl Transfer {
+    /// A host lacks contents that a block only names.
+    pub(super) fn handle_lacks(&mut self, host: usize, block: BlockId) {
+        let origin = usize::try_from(block.0).ok().and_then(|at| self.origins.get(at));
+        let now = self.start.elapsed();
+        match origin {
+            Some((stripe, _)) if self.encoders.only_names(*stripe) => {
+                self.session.handle_lacks(host, block, now);
+            }
+            _ => self.session.fail(host, "lacks contents of a block that carries them", now),
+        }
+    }
+
+    /// Sends the contents that a block names, from the images here.
+    fn supply(&mut self, host: usize, block: BlockId, named: &[u8]) {
+        let body = crate::encode::supply(&self.prepared.vms, named, &mut self.again.scratch);
+        let body = body.expect("a host lacks contents only of blocks that name them");
+        self.tell(host, ToHost::Supply { block: block.0, body });
+    }
+
     /// Sends what can be sent, and starts encoding what is not at hand.
     pub(super) fn catch_up(&mut self) {
         let mut wanted = std::mem::take(&mut self.again.waiting);
@@ -72,6 +93,7 @@ impl Transfer {
                 continue;
             };
             match whom {
+                For::Host(host) if self.session.lacks_contents(host, id) => self.supply(host, id, &bytes),
                 For::Host(host) => self.tell(host, ToHost::BlockData { block: id.0, bytes }),
                 For::Group if self.session.handle_recalled(id) => self.keep(id, bytes),
                 For::Group => {}

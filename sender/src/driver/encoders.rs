@@ -72,6 +72,11 @@ impl Encoders {
         }
     }
 
+    /// Whether a stripe's blocks name contents and do not carry them.
+    pub(super) fn only_names(&self, stripe: usize) -> bool {
+        !self.stripes[stripe].named.is_empty()
+    }
+
     /// Takes back a stripe; `pop` gives stripes in the order in which they were started on.
     pub(super) fn put(&mut self, encoded: Encoded) {
         self.ready.insert(encoded.stripe, encoded.blocks);

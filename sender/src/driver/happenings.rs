@@ -63,6 +63,9 @@ impl Transfer {
                 Unicast::Wrong(reason) => return self.session.fail(host, reason, now),
             }
         }
+        if let ToSender::Lacks { block } = message {
+            return self.handle_lacks(host, BlockId(block));
+        }
         if let Some(message) = self.guest_message(host, message, now) {
             self.session.handle_control(host, message, now);
         }

@@ -53,6 +53,7 @@ const BATCHES_AT_ONCE: usize = 8;
 /// A running transfer.
 pub struct Transfer {
     config: TransferConfig,
+    prepared: Arc<Prepared>,
     session: Session,
     window: Window,
     transmitter: Transmitter,
@@ -104,7 +105,7 @@ impl Transfer {
         let segments: Vec<SegmentSpec> = (schedule.segments.iter())
             .map(|scheduled| SegmentSpec {
                 channel: scheduled.channel,
-                expected_bytes: scaled(prepared.segment_bytes(scheduled.segment), ratio),
+                expected_bytes: prepared.expected_bytes(scheduled.segment, ratio).max(1),
                 circle: circles.of_segment(scheduled.segment),
             })
             .collect();
@@ -140,6 +141,7 @@ impl Transfer {
         let encoders = Encoders::start(prepared, stripes, config.encode, config.threads, &out);
         let hosts = config.hosts.len();
         Ok(Self {
+            prepared: Arc::clone(prepared),
             session,
             window,
             transmitter,

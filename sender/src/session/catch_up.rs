@@ -15,6 +15,9 @@ const RECALLS_MAX: u8 = 2;
 /// A channel that is needed for recalled blocks stays open for so long after the last of them.
 const RECALL_HOLD: Duration = Duration::from_millis(500);
 
+/// What a block's contents may take that were only named.
+const SUPPLY_BYTES: u32 = wire::limits::BLOCK_BYTES_MAX;
+
 /// How a host gets a block that it owes.
 enum Way {
     Whole,
@@ -26,7 +29,7 @@ enum Way {
 
 impl Session {
     /// The next block to send whole to a host. The caller gets its bytes (from the window, or by encoding its contents
-    /// once more) and sends `BlockData`. The bytes under way are shared among the hosts that owe blocks, each of which
+    /// once more) and sends `BlockData`, or `Supply` if [`Session::lacks_contents`]. The bytes under way are shared among the hosts that owe blocks, each of which
     /// has at least one, so that nobody waits for a host that does not take its own.
     pub fn poll_catch_up(&mut self, now: Duration) -> Option<(usize, BlockId)> {
         if self.cancelled {
@@ -45,9 +48,11 @@ impl Session {
                 Way::Recalled => {}
                 Way::Later => claimants.retain(|other| *other != host),
                 Way::Whole => {
-                    self.hosts[host].owed.remove(&id);
-                    let len = self.blocks[index(BlockId(id))].len;
-                    self.hosts[host].catching_up.insert(id, len);
+                    let entry = &mut self.hosts[host];
+                    entry.owed.remove(&id);
+                    let supplied = entry.lacking.contains(&id);
+                    let len = if supplied { SUPPLY_BYTES } else { self.blocks[index(BlockId(id))].len };
+                    entry.catching_up.insert(id, len);
                     self.flush_announcements(host);
                     self.stats.catch_up_blocks += 1;
                     self.stats.catch_up_bytes += u64::from(len);
@@ -56,6 +61,27 @@ impl Session {
             }
         }
         None
+    }
+
+    /// A host lacks contents of a block that only names them, which the caller has made sure of: they are sent whole.
+    pub fn handle_lacks(&mut self, host: usize, block: BlockId, now: Duration) {
+        let entry = &mut self.hosts[host];
+        if entry.is_over() || !entry.announced.contains(block) || entry.done.contains(block) {
+            return;
+        }
+        entry.last_heard = now;
+        entry.last_progress = now;
+        let again = !entry.lacking.insert(block.0);
+        if entry.catching_up.remove(&block.0).is_some() && again {
+            return self.whole_and_lacking(host, block.0, now);
+        }
+        self.owe(host, block.0);
+    }
+
+    /// Whether a host is to be sent the contents of a block that only names them.
+    #[must_use]
+    pub fn lacks_contents(&self, host: usize, block: BlockId) -> bool {
+        self.hosts[host].lacking.contains(&block.0)
     }
 
     /// Of the hosts that may get another block, the one with the fewest bytes under way.

@@ -63,6 +63,8 @@ pub(super) struct Host {
     pub(super) unannounced: Vec<u64>,
     /// Blocks to be sent whole over the control channel.
     pub(super) owed: BTreeSet<u64>,
+    /// Those of them of which it lacks contents that were only named to it.
+    pub(super) lacking: BTreeSet<u64>,
     /// Those under way there, with their lengths.
     pub(super) catching_up: BTreeMap<u64, u32>,
     pub(super) held: HashSet<Digest>,
@@ -149,6 +151,7 @@ impl Host {
             announced_bytes: 0,
             unannounced: Vec::new(),
             owed: BTreeSet::new(),
+            lacking: BTreeSet::new(),
             catching_up: BTreeMap::new(),
             held: HashSet::new(),
             last_heard: Duration::ZERO,

@@ -221,7 +221,7 @@ impl Session {
     }
 
     /// Sent whole and not accepted: sent again, but not for ever. TLS damages nothing.
-    fn whole_and_lacking(&mut self, host: usize, id: u64, now: Duration) {
+    pub(super) fn whole_and_lacking(&mut self, host: usize, id: u64, now: Duration) {
         let entry = &mut self.hosts[host];
         let times = entry.retold.entry(id).or_insert(0);
         *times += 1;

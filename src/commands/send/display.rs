@@ -7,6 +7,7 @@ use planner::Plan;
 use sender::driver::Progress;
 use sender::guests::CloneOutcome;
 use sender::prepare::Prepared;
+use sender::residents::Residents;
 use sender::session::Phase;
 use serde_json::json;
 use std::io::{IsTerminal, Write};
@@ -70,6 +71,32 @@ impl Display {
                 say(&json!({"event": "reading", "images": images.len(), "bytes": all}).to_string())
             }
             _ => eprintln!("reading {} images, {}", images.len(), bytes(all)),
+        }
+    }
+
+    /// What hosts hold already, and who did not tell.
+    pub(super) fn residents(&self, residents: &Residents) {
+        let name = |host: &u16| self.hosts[usize::from(*host)].as_str();
+        if let Style::Json = &self.style {
+            let told = residents
+                .told
+                .iter()
+                .map(|(host, contents)| json!({"host": name(host), "contents": contents}));
+            let failed =
+                residents.failed.iter().map(|(host, why)| json!({"host": name(host), "reason": why}));
+            let (told, failed): (Vec<_>, Vec<_>) = (told.collect(), failed.collect());
+            say(&json!({"event": "residents", "told": told, "failed": failed}).to_string());
+            return;
+        }
+        for (host, contents) in &residents.told {
+            eprintln!(
+                "{} has {} of what it needs already",
+                name(host),
+                bytes(contents * pages::PAGE_SIZE as u64)
+            );
+        }
+        for (host, why) in &residents.failed {
+            eprintln!("{} does not tell what it has already, and is sent everything: {why}", name(host));
         }
     }
 

@@ -3,6 +3,7 @@
 mod clones;
 mod display;
 mod outcome;
+mod residents;
 mod schedule;
 mod sources;
 
@@ -36,8 +37,6 @@ use wire::limits::SYMBOL_BYTES_MAX;
 
 /// Added to the plan's join latency: a host's word that it joined may be ahead of the switch.
 const JOIN_MARGIN: Duration = Duration::from_millis(5);
-/// What a uniform run takes in a block, about.
-const UNIFORM_RUN_BYTES: u64 = 4;
 /// How often images are looked at while they are sent.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
 
@@ -74,6 +73,10 @@ fn send(args: &Send, launch: Option<&Clone>) -> Outcome {
     let threads = threads(args.threads);
     display.reading(images);
     let mut prepared = Prepared::new(vm_inputs(&plan, images), threads);
+    if let Some(residents) = residents::ask(&plan, &prepared, &addresses, &identity, threads)? {
+        display.residents(&residents);
+        prepared.leave_out(residents);
+    }
     images::check_unchanged(images)?;
     let pages: Vec<&Arc<dyn PageSource>> = prepared.vms.iter().map(|vm| &vm.source).collect();
     let costs = images::encoding_costs(&prepared.index, &pages);
@@ -216,15 +219,9 @@ fn vm_inputs(plan: &Plan, images: &[Arc<MappedImage>]) -> Vec<VmInput> {
 
 /// Encoded bytes to expect of each segment.
 fn weights(prepared: &Prepared, ratio: f64) -> Vec<SegmentWeight> {
-    let weight = |(index, segment): (usize, &sender::prepare::Segment)| {
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "a positive number of bytes"
-        )]
-        let contents = (units::float(prepared.segment_bytes(index)) * ratio) as u64;
-        let bytes = contents + segment.uniform.len() as u64 * UNIFORM_RUN_BYTES;
-        SegmentWeight { hosts: schedule::host_set(&segment.hosts), bytes }
+    let weight = |(index, segment): (usize, &sender::prepare::Segment)| SegmentWeight {
+        hosts: schedule::host_set(&segment.hosts),
+        bytes: prepared.expected_bytes(index, ratio),
     };
     prepared.segments.iter().enumerate().map(weight).collect()
 }

@@ -80,6 +80,7 @@ impl<'a> Sent<'a> {
             there.map(|(_, input)| input.file_len).sum()
         };
         let delivered_bytes = hosts.iter().map(images).sum();
+        let plan_picture = self.plan_picture();
         TransferReport {
             version: 1,
             scatter: env!("CARGO_PKG_VERSION").to_owned(),
@@ -103,8 +104,19 @@ impl<'a> Sent<'a> {
             segments: self.segments(&outcome),
             hosts,
             settings: self.settings,
+            plan_picture,
             comparison: None,
         }
+    }
+
+    /// What VMs have in common is drawn as it was found.
+    fn plan_picture(&self) -> Option<String> {
+        self.plan.predicted.as_ref()?;
+        let index = &self.prepared.index;
+        let bytes = |contents: u64| contents * pages::PAGE_SIZE as u64;
+        let sets = index.signatures().iter().zip(index.signature_weights());
+        let sets = sets.map(|(vms, contents)| (vms.iter().collect(), bytes(contents))).collect();
+        Some(planner::picture::svg(self.plan, Some(&planner::picture::Sharing { sets })))
     }
 
     fn host(&self, host: &planner::inventory::Host, end: &HostOutcome) -> HostReport {

@@ -13,7 +13,10 @@ pub use sessions::{join_frames, receiving, sending};
 
 use net::doctor::{IgmpQuery, check_probe};
 use pages::PAGE_SIZE;
-use pages::block::{BlockLimits, BlockParts, Encoding, Scratch, decode_block, encode_block};
+use pages::block::{
+    BlockLimits, BlockParts, Encoding, Scratch, decode_block, decode_named, encode_block, encode_named,
+    is_named,
+};
 use planner::{Inventory, Plan, Signatures};
 use std::cell::RefCell;
 use wire::control::{Message, ToHost, ToSender};
@@ -99,6 +102,9 @@ pub const BLOCK_LIMITS: BlockLimits = BlockLimits {
 pub fn block_body(bytes: &[u8]) {
     thread_local!(static SCRATCH: RefCell<Scratch> = RefCell::default());
     SCRATCH.with_borrow_mut(|scratch| {
+        if is_named(bytes) {
+            return named_body(bytes, scratch);
+        }
         let Ok(block) = decode_block(bytes, &BLOCK_LIMITS, scratch) else { return };
         let contents = block.pages().len();
         assert!(
@@ -120,6 +126,20 @@ pub fn block_body(bytes: &[u8]) {
         second.recycle(scratch);
         block.recycle(scratch);
     });
+}
+
+fn named_body(bytes: &[u8], scratch: &mut Scratch) {
+    assert!(decode_block(bytes, &BLOCK_LIMITS, scratch).is_err(), "a body is of one kind");
+    let Ok(block) = decode_named(bytes, &BLOCK_LIMITS, scratch) else { return };
+    assert!(block.names.len() <= BLOCK_LIMITS.contents_max as usize);
+    for run in &block.runs {
+        assert!(run.count > 0 && (run.content + run.count) as usize <= block.names.len());
+        assert!(run.pfn.0.checked_add(run.count).is_some());
+    }
+    let again = encode_named(&block.runs, &block.names, scratch);
+    let limits = BlockLimits { body_bytes_max: usize::MAX, ..BLOCK_LIMITS };
+    let second = decode_named(&again, &limits, scratch).expect("what was encoded decodes");
+    assert!(second.runs == block.runs && second.names == block.names);
 }
 
 /// Blocks of a layout that is taken lie within the file, one behind the other.

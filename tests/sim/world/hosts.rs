@@ -4,7 +4,8 @@ use super::{SYMBOL_SIZE, World, sim};
 use lab::sim::DeliveryKind;
 use pages::VmId;
 use pages::block::BlockLimits;
-use receiver::check::check;
+use receiver::check::{Place, check};
+use receiver::residents::Residents;
 use receiver::session::{Action, Session as Receiving, SessionConfig as ReceivingConfig};
 use receiver::store::{Intake, Store, VmSpec};
 use sender::prepare::Prepared;
@@ -22,6 +23,8 @@ pub(super) struct Host {
     pub(super) done_at: Option<Duration>,
     pub(super) in_flight_peak: u64,
     pub(super) refuses: Option<String>,
+    /// What it holds of other images.
+    pub(super) residents: Option<Residents>,
 }
 
 impl World {
@@ -78,7 +81,12 @@ impl World {
                 };
                 self.tap = tap;
                 for message in heard {
-                    self.sender.handle_control(host, message, self.now);
+                    match message {
+                        ToSender::Lacks { block } => {
+                            self.sender.handle_lacks(host, wire::BlockId(block), self.now);
+                        }
+                        message => self.sender.handle_control(host, message, self.now),
+                    }
                 }
             }
             (0, DeliveryKind::ControlClosed { peer }) => {
@@ -164,7 +172,9 @@ impl World {
                     self.net.leave(now, sim(host), left.id.0);
                 }
                 Action::Check(job) => {
-                    let checked = check(*job, intake, &BlockLimits::default(), &mut self.scratch);
+                    let residents = entry.residents.as_ref();
+                    let place = Place { intake, residents, limits: &BlockLimits::default() };
+                    let checked = check(*job, place, &mut self.scratch);
                     session.handle_checked(now, checked);
                 }
                 Action::FinishVm(vm) => {

@@ -8,6 +8,7 @@ use hosts::Host;
 use lab::sim::SimNet;
 use pages::block::{Encoding, Scratch};
 use pages::{IdSet, PAGE_SIZE, PageSource, Pfn};
+use receiver::residents::Residents;
 use receiver::store::Store;
 use sender::encode::EncodePlan;
 use sender::prepare::{Prepared, Stripe, VmInput};
@@ -59,6 +60,8 @@ pub(crate) struct World {
     scratch: Scratch,
     /// Datagrams of host 0 by kind of channel.
     pub(crate) sent_datagrams: u64,
+    /// Blocks whose contents were named, and had to be sent all the same.
+    pub(crate) supplied: u64,
     /// Bytes of blocks sent whole.
     pub(crate) whole_bytes: u64,
     /// Turns of the sender without work and without a time to sleep until.
@@ -82,6 +85,15 @@ pub(crate) struct Plan {
 
 impl World {
     pub(crate) fn new(seed: u64, plan: Plan) -> Self {
+        Self::with(seed, plan, |_| Vec::new())
+    }
+
+    /// As `new`; `held` says what hosts hold already, and leaves it out.
+    pub(crate) fn with(
+        seed: u64,
+        plan: Plan,
+        held: impl FnOnce(&mut Prepared) -> Vec<Option<Residents>>,
+    ) -> Self {
         let inputs = plan.vms.into_iter().enumerate().map(|(index, (image, hosts))| VmInput {
             name: format!("vm{index}"),
             file_len: (image.0.len() * PAGE_SIZE) as u64,
@@ -89,7 +101,9 @@ impl World {
             hosts: IdSet::from_iter(hosts),
             domain: 0,
         });
-        let prepared = Arc::new(Prepared::new(inputs.collect(), 1));
+        let mut prepared = Prepared::new(inputs.collect(), 1);
+        let held = held(&mut prepared);
+        let prepared = Arc::new(prepared);
         let mut config = SessionConfig::new(SYMBOL_SIZE, plan.rate);
         (plan.tweak)(&mut config);
         let encode = EncodePlan::new(plan.encoding, 0.5, SYMBOL_SIZE);
@@ -123,6 +137,7 @@ impl World {
                 done_at: None,
                 in_flight_peak: 0,
                 refuses: None,
+                residents: None,
             }
         });
         let hosts: Vec<Host> = hosts.collect();
@@ -140,12 +155,16 @@ impl World {
             hosts,
             scratch: Scratch::new(),
             sent_datagrams: 0,
+            supplied: 0,
             whole_bytes: 0,
             spins: 0,
             phases: Vec::new(),
             tap: None,
             connects: Vec::new(),
         };
+        for (host, residents) in world.hosts.iter_mut().zip(held) {
+            host.residents = residents;
+        }
         for host in 0..world.hosts.len() {
             world.connects.push((Duration::ZERO, host));
         }
@@ -185,6 +204,11 @@ impl World {
     /// The store of this host refuses the offer with these words.
     pub(crate) fn refuse(&mut self, host: usize, reason: &str) {
         self.hosts[host].refuses = Some(reason.into());
+    }
+
+    /// What this host held of other images is gone.
+    pub(crate) fn forget_residents(&mut self, host: usize) {
+        self.hosts[host].residents = None;
     }
 
     pub(crate) fn freeze(&mut self, host: usize, until: Duration) {

@@ -2,7 +2,7 @@
 
 use super::{SYMBOL_SIZE, World, sim};
 use lab::sim::Dest;
-use sender::encode::{EncodedBlock, encode_stripe};
+use sender::encode::{EncodedBlock, encode_stripe, supply};
 use sender::session::Event;
 use wire::BlockId;
 use wire::control::ToHost;
@@ -57,7 +57,13 @@ impl World {
             idle = false;
             let bytes = self.block(id);
             self.whole_bytes += bytes.len() as u64;
-            let data = ToHost::BlockData { block: id.0, bytes };
+            let data = if self.sender.lacks_contents(host, id) {
+                let body = supply(&self.prepared.vms, &bytes, &mut self.scratch).expect("it names them");
+                self.supplied += 1;
+                ToHost::Supply { block: id.0, body }
+            } else {
+                ToHost::BlockData { block: id.0, bytes }
+            };
             self.flush_control();
             self.tell_host(host, &data);
         }

@@ -246,7 +246,7 @@ pub fn decode_block<'a>(
     Ok(DecodedBlock { runs, uniform, contents, encoding: header.encoding })
 }
 
-fn check_counts(header: &Header, limits: &BlockLimits) -> Result<(), BlockError> {
+pub(super) fn check_counts(header: &Header, limits: &BlockLimits) -> Result<(), BlockError> {
     if header.contents > limits.contents_max {
         return Err(BlockError::TooManyContents { found: header.contents, max: limits.contents_max });
     }
@@ -268,7 +268,7 @@ fn check_counts(header: &Header, limits: &BlockLimits) -> Result<(), BlockError>
 }
 
 /// The two sections as stored; together with the header they must make up the whole body.
-fn sections<'a>(
+pub(super) fn sections<'a>(
     header: &Header,
     body_len: usize,
     rest: &'a [u8],
@@ -282,7 +282,7 @@ fn sections<'a>(
     }
 }
 
-fn decode_placements(
+pub(super) fn decode_placements(
     header: &Header,
     stored: &[u8],
     limits: &BlockLimits,

@@ -4,7 +4,7 @@ use super::compress::Scratch;
 use super::encoding::Encoding;
 use super::header::{HEADER_LEN, Header};
 use super::placements::{self, RUN_LEN, UNIFORM_LEN};
-use super::{BlockParts, ContentRun};
+use super::{BlockParts, ContentRun, UniformPlacement};
 use crate::page::PAGE_SIZE;
 
 /// Spare capacity of a body, in bytes: who cuts it into symbols of equal length (`fec`) pads it without a copy.
@@ -30,17 +30,7 @@ pub fn encode_block(parts: &BlockParts<'_>, encoding: Encoding, scratch: &mut Sc
     let len_max = body_len_max(parts.contents.len(), parts.runs.len(), parts.uniform.len());
     assert!(u32::try_from(len_max).is_ok(), "a block is far below 4 GiB");
 
-    let mut plain_placements = scratch.take();
-    plain_placements.clear();
-    let mut ends = std::mem::take(&mut scratch.ends);
-    placements::write(parts, &mut ends, &mut plain_placements);
-    scratch.ends = ends;
-    // Columns of small numbers compress well even where pages are to stay as they are; LZ4 costs next to
-    // nothing on so few bytes.
-    let placement_encoding = if encoding == Encoding::Raw { Encoding::Lz4 } else { encoding };
-    let mut packed_placements = scratch.take();
-    let placements_packed = scratch.compress(placement_encoding, &plain_placements, &mut packed_placements);
-    let placements = if placements_packed { &packed_placements } else { &plain_placements };
+    let packed = pack_placements(parts.runs, parts.uniform, parts.contents.len(), encoding, scratch);
 
     let plain_len = parts.contents.len() * PAGE_SIZE;
     let mut packed_contents = scratch.take();
@@ -57,29 +47,64 @@ pub fn encode_block(parts: &BlockParts<'_>, encoding: Encoding, scratch: &mut Sc
 
     let header = Header {
         encoding: if contents_packed { encoding } else { Encoding::Raw },
-        placement_code: if placements_packed { placement_encoding.code() } else { Encoding::RAW },
+        placement_code: packed.code,
         runs: len_u32(parts.runs.len()),
         uniform: len_u32(parts.uniform.len()),
         contents: len_u32(parts.contents.len()),
-        placement_len: len_u32(plain_placements.len()),
-        placement_stored: len_u32(placements.len()),
+        placement_len: packed.plain_len,
+        placement_stored: len_u32(packed.stored.len()),
         contents_stored: len_u32(contents_stored),
     };
-    let mut body = Vec::with_capacity(HEADER_LEN + placements.len() + contents_stored + PADDING_ROOM);
+    let mut body = Vec::with_capacity(HEADER_LEN + packed.stored.len() + contents_stored + PADDING_ROOM);
     header.write(&mut body);
-    body.extend_from_slice(placements);
+    body.extend_from_slice(&packed.stored);
     if contents_packed {
         body.extend_from_slice(&packed_contents);
     } else {
         parts.contents.iter().for_each(|page| body.extend_from_slice(*page));
     }
-    for buffer in [plain_placements, packed_placements, packed_contents] {
+    for buffer in [packed.stored, packed_contents] {
         scratch.give_back(buffer);
     }
     body
 }
 
-fn len_u32(len: usize) -> u32 {
+/// The placement section as it is stored.
+pub(super) struct PackedPlacements {
+    pub(super) code: u8,
+    pub(super) plain_len: u32,
+    /// One of the scratch's buffers.
+    pub(super) stored: Vec<u8>,
+}
+
+/// Writes the placement section, compressed where that makes it smaller.
+pub(super) fn pack_placements(
+    runs: &[ContentRun],
+    uniform: &[UniformPlacement],
+    contents: usize,
+    encoding: Encoding,
+    scratch: &mut Scratch,
+) -> PackedPlacements {
+    let mut plain = scratch.take();
+    plain.clear();
+    let mut ends = std::mem::take(&mut scratch.ends);
+    placements::write(runs, uniform, contents, &mut ends, &mut plain);
+    scratch.ends = ends;
+    // Columns of small numbers compress well even where pages are to stay as they are; LZ4 costs next to
+    // nothing on so few bytes.
+    let encoding = if encoding == Encoding::Raw { Encoding::Lz4 } else { encoding };
+    let mut packed = scratch.take();
+    let plain_len = len_u32(plain.len());
+    let (code, stored, other) = if scratch.compress(encoding, &plain, &mut packed) {
+        (encoding.code(), packed, plain)
+    } else {
+        (Encoding::RAW, plain, packed)
+    };
+    scratch.give_back(other);
+    PackedPlacements { code, plain_len, stored }
+}
+
+pub(super) fn len_u32(len: usize) -> u32 {
     u32::try_from(len).expect("bounded by the body's length")
 }
 

@@ -13,6 +13,8 @@ use super::encoding::Encoding;
 
 const MAGIC: [u8; 4] = *b"VSBK";
 const VERSION: u8 = 1;
+/// Where the encoding of the contents stands.
+pub(super) const ENCODING_AT: usize = 5;
 
 /// Bytes of the header.
 pub const HEADER_LEN: usize = 32;
@@ -57,6 +59,14 @@ impl Header {
 
     /// The header and what follows it.
     pub(super) fn read(body: &[u8]) -> Result<(Self, &[u8]), BlockError> {
+        Self::read_with(body, Encoding::from_wire)
+    }
+
+    /// As `read`; `encoding` says what the contents' code and level stand for.
+    pub(super) fn read_with(
+        body: &[u8],
+        encoding: impl Fn(u8, i8) -> Result<Encoding, BlockError>,
+    ) -> Result<(Self, &[u8]), BlockError> {
         let short = || BlockError::Truncated { needed: HEADER_LEN as u64, found: body.len() };
         let (bytes, rest) = body.split_first_chunk::<HEADER_LEN>().ok_or_else(short)?;
         if bytes[..4] != MAGIC {
@@ -67,7 +77,7 @@ impl Header {
         }
         let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
         let header = Self {
-            encoding: Encoding::from_wire(bytes[5], i8::from_le_bytes([bytes[6]]))?,
+            encoding: encoding(bytes[5], i8::from_le_bytes([bytes[6]]))?,
             placement_code: Encoding::from_wire(bytes[7], 0)?.code(),
             runs: word(8),
             uniform: word(12),

@@ -17,6 +17,7 @@ mod decode;
 mod encode;
 mod encoding;
 mod header;
+mod named;
 mod placements;
 #[cfg(test)]
 mod tests;
@@ -28,6 +29,7 @@ pub use decode::{BlockError, BlockLimits, BlockPart, DecodedBlock, decode_block}
 pub use encode::{body_len_max, encode_block};
 pub use encoding::{Encoding, ParseEncodingError};
 pub use header::HEADER_LEN;
+pub use named::{NamedBlock, decode_named, encode_named, is_named};
 
 use crate::page::{Page, Pfn, UniformRun, VmId};
 

@@ -3,7 +3,7 @@
 
 use super::decode::{BlockError, BlockLimits};
 use super::varint::{LEN_MAX, Reader, put, unzigzag, zigzag};
-use super::{BlockParts, ContentRun, UniformPlacement};
+use super::{ContentRun, UniformPlacement};
 use crate::page::{Pfn, UniformRun, VmId};
 
 const VM_LEN_MAX: usize = 3;
@@ -72,30 +72,36 @@ impl Ends {
 /// # Panics
 ///
 /// If a run is empty, leaves the contents or leaves the range of pages.
-pub(super) fn write(parts: &BlockParts<'_>, ends: &mut Ends, out: &mut Vec<u8>) {
-    for run in parts.runs {
+pub(super) fn write(
+    runs: &[ContentRun],
+    uniform: &[UniformPlacement],
+    contents: usize,
+    ends: &mut Ends,
+    out: &mut Vec<u8>,
+) {
+    for run in runs {
         let end = u64::from(run.content) + u64::from(run.count);
-        assert!(run.count > 0 && end <= parts.contents.len() as u64, "{run:?} is outside the contents");
+        assert!(run.count > 0 && end <= contents as u64, "{run:?} is outside the contents");
         assert!(run.pfn.0.checked_add(run.count).is_some(), "{run:?} is outside the pages");
         put(out, u64::from(run.vm.0));
     }
-    parts.runs.iter().for_each(|run| put(out, u64::from(run.count)));
+    runs.iter().for_each(|run| put(out, u64::from(run.count)));
     let mut before = 0;
-    for run in parts.runs {
+    for run in runs {
         put(out, zigzag(i64::from(run.content) - before));
         before = i64::from(run.content);
     }
     ends.clear();
-    parts.runs.iter().for_each(|run| put(out, ends.difference(run.vm, run.pfn, run.count)));
+    runs.iter().for_each(|run| put(out, ends.difference(run.vm, run.pfn, run.count)));
 
-    for UniformPlacement { vm, run } in parts.uniform {
+    for UniformPlacement { vm, run } in uniform {
         let inside = run.count > 0 && run.first.0.checked_add(run.count).is_some();
         assert!(inside, "{run:?} is outside the pages");
         put(out, u64::from(vm.0));
     }
-    parts.uniform.iter().for_each(|placement| put(out, u64::from(placement.run.count)));
+    uniform.iter().for_each(|placement| put(out, u64::from(placement.run.count)));
     let mut before = 0;
-    for UniformPlacement { run, .. } in parts.uniform {
+    for UniformPlacement { run, .. } in uniform {
         match run.word {
             0 => out.push(WORD_ZERO),
             word if word == before => out.push(WORD_AS_BEFORE),
@@ -107,7 +113,7 @@ pub(super) fn write(parts: &BlockParts<'_>, ends: &mut Ends, out: &mut Vec<u8>) 
         }
     }
     ends.clear();
-    for UniformPlacement { vm, run } in parts.uniform {
+    for UniformPlacement { vm, run } in uniform {
         put(out, ends.difference(*vm, run.first, run.count));
     }
 }

@@ -147,7 +147,13 @@ fn isolated_placements_take_about_four_bytes() {
     let contents = vec![&page; 1_000];
     let parts = BlockParts { runs: &runs, uniform: &[], contents: &contents };
     let mut plain = Vec::new();
-    placements::write(&parts, &mut placements::Ends::default(), &mut plain);
+    placements::write(
+        parts.runs,
+        parts.uniform,
+        parts.contents.len(),
+        &mut placements::Ends::default(),
+        &mut plain,
+    );
     assert!(plain.len() <= 4_010, "{} bytes", plain.len());
     // And compressed next to nothing.
     let body = encode_block(&parts, Encoding::Raw, &mut Scratch::new());

@@ -29,7 +29,8 @@ pub use join::{Candidate, HostSummary, Joined, JoinedClasses, JoinedWeight, Own,
 
 use crate::block::Encoding;
 use crate::ids::IdSet;
-use crate::page::{PAGE_SIZE, Page, PageSource, Pfn};
+use crate::names::domain_key;
+use crate::page::{PAGE_SIZE, Page, PageSource, Pfn, VmId};
 use crate::uniform::uniform_word;
 use rayon::prelude::*;
 use std::collections::HashMap;
@@ -211,11 +212,6 @@ fn scan(input: &MeasureInput<'_>) -> (Vec<VmPages>, Vec<Entry>) {
     (vms, all)
 }
 
-/// Equal pages of different domains have hashes that say nothing of it.
-fn domain_key(key: &[u8; 32], domain: u32) -> [u8; 32] {
-    *blake3::keyed_hash(key, &domain.to_le_bytes()).as_bytes()
-}
-
 /// A page's 128 bits, if it is kept. Whether it is depends on other bits, so the sample's fingerprints are spread evenly.
 fn hashed(key: &[u8; 32], page: &Page, sampling: Sampling) -> Option<u128> {
     let digest = blake3::keyed_hash(key, page);
@@ -276,6 +272,13 @@ impl Measured {
         Fingerprints::of(bits, self.contents.iter().map(|content| short(content.hash, bits)))
     }
 
+    /// The name and the lowest placement of each content that `chosen` says, ascending by name. `chosen` goes by the order of
+    /// [`fingerprints`](Self::fingerprints), and what it does not reach is not chosen.
+    pub fn named(&self, chosen: impl Iterator<Item = bool>) -> impl Iterator<Item = (u128, VmId, Pfn)> {
+        let chosen = self.contents.iter().zip(chosen).filter(|(_, chosen)| *chosen);
+        chosen.map(|(content, _)| (content.hash, VmId(content.vm), Pfn(content.pfn)))
+    }
+
     /// What [`join`] needs of this host. `candidates[i]` says whether other hosts told the fingerprint of the `i`th content,
     /// in the order of [`fingerprints`](Self::fingerprints). `sources` are those that were measured; some of their
     /// contents are read again, and encoded, to tell how many bytes they take.
@@ -323,9 +326,13 @@ impl Measured {
     }
 }
 
-/// The upper bits of a hash.
-fn short(hash: u128, bits: u8) -> u64 {
-    u64::try_from(hash >> (128 - u32::from(bits))).expect("at most 56 bits")
+/// The upper bits of a content's name: its fingerprint.
+///
+/// # Panics
+/// If `bits` is more than 64.
+#[must_use]
+pub fn short(hash: u128, bits: u8) -> u64 {
+    u64::try_from(hash >> (128 - u32::from(bits))).expect("at most 64 bits")
 }
 
 /// Bytes of contents as they lie in memory.

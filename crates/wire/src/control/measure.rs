@@ -11,6 +11,19 @@
 //!   ◀────────────── Sets*, Hashes*, Complete        encodes some contents meanwhile
 //! ```
 //!
+//! Before a transfer whose plan counts on pages that a host has already, the sender asks in the same way which of the contents
+//! for that host it holds:
+//!
+//! ```text
+//! sender                                   host
+//!   Residents (key, transfer) ─────────────▶   reads all pages
+//!   ◀───────────────────────── Scanned (contents)
+//!   Fingerprints (bits) ───────────────────▶
+//!   ◀─────────────────── Fingerprints*
+//!   Candidates*, a bit for each: needed here ▶
+//!   ◀────────────────────── Names*, Complete   keeps where these contents stand, for that transfer
+//! ```
+//!
 //! Instead of any of its messages a host says `Failed` and why. While it reads it says `Busy` every second or so.
 
 use super::ControlError;
@@ -26,6 +39,8 @@ pub const SETS_PART_MAX: usize = 8192;
 pub const SETS_VMS_MAX: usize = 64 << 10;
 /// Candidates in one message.
 pub const HASHES_PART_MAX: usize = 16 << 10;
+/// Names of contents in one message.
+pub const NAMES_PART_MAX: usize = 16 << 10;
 
 /// What a coordinator asks.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -44,6 +59,21 @@ pub enum Ask {
         #[serde(with = "serde_bytes")]
         bits: Vec<u8>,
     },
+    /// First message, of another purpose: which contents of a transfer need not be sent to you?
+    Residents(Residents),
+}
+
+/// Before a transfer: what does a host hold already?
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Residents {
+    /// [`crate::VERSION`] of the sender.
+    pub version: u8,
+    /// The transfer that will ask for them.
+    pub transfer: String,
+    /// The key of the contents' names, drawn for this session of the transfer.
+    pub key: [u8; 32],
+    /// Names of the images that may be used, each with its domain. Nothing: all, in domain 0.
+    pub images: Vec<(String, u32)>,
 }
 
 /// How to measure.
@@ -95,6 +125,8 @@ pub enum Tell {
         /// Why, in words, with the way out.
         reason: String,
     },
+    /// The next names of contents that are needed and here, little-endian.
+    Names(Vec<[u8; 16]>),
 }
 
 /// A VM that was measured.
@@ -140,16 +172,21 @@ pub struct HashTold {
     pub bytes: u16,
 }
 
+fn check_vms(vms: &[(String, u32)]) -> Result<(), ControlError> {
+    at_most("VMs", vms.len(), limits::VMS_MAX)?;
+    vms.iter().try_for_each(|(name, _)| at_most("VM name", name.len(), limits::NAME_BYTES_MAX))
+}
+
 impl Ask {
     pub(super) fn check(&self) -> Result<(), ControlError> {
         match self {
             Self::Start(start) => {
-                at_most("VMs", start.vms.len(), limits::VMS_MAX)?;
                 at_most("encoding", start.encoding.len(), limits::NAME_BYTES_MAX)?;
-                start
-                    .vms
-                    .iter()
-                    .try_for_each(|(name, _)| at_most("VM name", name.len(), limits::NAME_BYTES_MAX))
+                check_vms(&start.vms)
+            }
+            Self::Residents(start) => {
+                at_most("transfer name", start.transfer.len(), limits::NAME_BYTES_MAX)?;
+                check_vms(&start.images)
             }
             Self::Fingerprints { bits } => at_most("fingerprint bits", (*bits).into(), 56),
             Self::Candidates { bits } => at_most("candidates' bytes", bits.len(), PART_BYTES_MAX),
@@ -171,6 +208,7 @@ impl Tell {
             }
             Self::Hashes(hashes) => at_most("hashes", hashes.len(), HASHES_PART_MAX),
             Self::Failed { reason } => at_most("reason", reason.len(), limits::REASON_BYTES_MAX),
+            Self::Names(names) => at_most("names", names.len(), NAMES_PART_MAX),
             Self::Busy | Self::Complete => Ok(()),
         }
     }

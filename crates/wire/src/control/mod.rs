@@ -11,6 +11,8 @@
 //!   Through (seq, blocks sent so far) ─────▶     asks: what is missing of these?
 //!   ◀── Report (seq, done, deficits, counts)     also unasked, when blocks get done
 //!   BlockData ─────────────────────────────▶     catch-up of a host that is off the group
+//!   ◀─────────────────────────────────── Lacks   a block names contents that are not here after all
+//!   Supply ────────────────────────────────▶
 //!   Leave ─────────────────────────────────▶
 //!   ◀────────────────────────── VmComplete*
 //!   ◀──────────────────────────── AllComplete

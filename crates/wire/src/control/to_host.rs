@@ -60,6 +60,14 @@ pub enum ToHost {
     FirstTouched(FirstTouched),
     /// A host of the same transfer, in place of an offer: blocks that it lacks. Answered by `Fetched`.
     Fetch(Fetch),
+    /// Answer to `Lacks`: the contents of a block that named them, as a body that carries them.
+    Supply {
+        /// The block, announced before.
+        block: u64,
+        /// The body, with the same placements.
+        #[serde(with = "serde_bytes")]
+        body: Vec<u8>,
+    },
 }
 
 /// One VM of an offer.
@@ -198,6 +206,7 @@ impl Message for ToHost {
             Self::Attachment(part) => {
                 at_most("attachment part", part.bytes.len(), limits::ATTACHMENT_PART_BYTES_MAX)
             }
+            Self::Supply { body, .. } => at_most("supply", body.len(), limits::BLOCK_BYTES_MAX as usize),
             Self::Pages { body } => at_most("pages", body.len(), limits::BLOCK_BYTES_MAX as usize),
             Self::FirstTouched(part) => part.check(),
             Self::Fetch(fetch) => fetch.check(),

@@ -64,6 +64,11 @@ pub enum ToSender {
     Status(HostStatus),
     /// Answer to `Fetch`.
     Fetched(Fetched),
+    /// A block names contents that are not here, or not any more. Answered by `Supply`.
+    Lacks {
+        /// The block.
+        block: u64,
+    },
 }
 
 /// A host's readiness.
@@ -187,7 +192,8 @@ impl Message for ToSender {
             | Self::Joined { .. }
             | Self::VmComplete { .. }
             | Self::AllComplete(_)
-            | Self::ProbeReady => Ok(()),
+            | Self::ProbeReady
+            | Self::Lacks { .. } => Ok(()),
         }
     }
 }

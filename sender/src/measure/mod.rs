@@ -4,24 +4,20 @@
 //! A host that cannot be reached, will not, or breaks off is left out and named; the others' figures stay exact, since
 //! what is common to several hosts is found among those that told.
 
-use net::control::{FrameReader, FrameWriter, connect, with_causes};
+mod line;
+
+pub(crate) use line::{Line, at_once, unexpected};
+
 use net::pki::Identity;
 use pages::PageSource;
 use pages::block::Encoding;
 use pages::measure::{
-    Candidate, Fingerprints, HostSummary, Joined, Measured, Sampling, VmPages, fingerprint_bits, in_common,
-    join,
+    Candidate, HostSummary, Joined, Measured, Sampling, VmPages, fingerprint_bits, in_common, join,
 };
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
-use wire::control::measure::{Ask, PART_BYTES_MAX, Start, Tell};
-use wire::control::{Message, ToHost, ToSender};
+use wire::control::measure::{Ask, Start, Tell};
 
-/// A host that reads says so each second; one that says nothing for so long is gone.
-const SILENCE_MAX: Duration = Duration::from_secs(30);
-/// How often a host may say that it still reads: an hour and a half.
-const BUSY_MAX: u32 = 5400;
 /// Contents of one measurement at most, over all hosts: a coordinator holds eight bytes for each. 1 TiB of contents.
 pub const CONTENTS_MAX: u64 = 1 << 28;
 /// VM sets that one host may tell.
@@ -105,12 +101,8 @@ impl Here {
 /// A host that is being asked.
 struct Asked {
     host: MeasuredHost,
-    reader: FrameReader,
-    writer: FrameWriter,
+    line: Line,
 }
-
-/// A host's next step, or why there is none.
-type Step<T> = Result<T, String>;
 
 /// Asks all hosts, at the same time, and joins. Without hosts no `identity` is needed.
 ///
@@ -188,32 +180,6 @@ fn alone(here: Option<Here>, encoding: Encoding) -> Measurement {
     Measurement { hosts: host.into_iter().collect(), joined, fingerprint_bits: 0, failed: Vec::new() }
 }
 
-/// Runs a step of all hosts side by side, keeps their order, and puts apart who failed.
-async fn at_once<T, F>(steps: impl Iterator<Item = F>, failed: &mut Vec<(String, String)>) -> Vec<T>
-where
-    F: Future<Output = Result<T, (String, String)>>,
-{
-    let mut steps: Vec<_> = steps.map(Box::pin).map(Some).collect();
-    let mut done: Vec<Option<T>> = steps.iter().map(|_| None).collect();
-    std::future::poll_fn(|context| {
-        let mut pending = false;
-        for (slot, result) in steps.iter_mut().zip(&mut done) {
-            let Some(step) = slot else { continue };
-            match step.as_mut().poll(context) {
-                std::task::Poll::Pending => pending = true,
-                std::task::Poll::Ready(Ok(value)) => (*slot, *result) = (None, Some(value)),
-                std::task::Poll::Ready(Err(why)) => {
-                    failed.push(why);
-                    *slot = None;
-                }
-            }
-        }
-        if pending { std::task::Poll::Pending } else { std::task::Poll::Ready(()) }
-    })
-    .await;
-    done.into_iter().flatten().collect()
-}
-
 async fn start(
     name: &str,
     address: SocketAddr,
@@ -221,11 +187,11 @@ async fn start(
     config: &MeasureConfig,
 ) -> Result<Asked, (String, String)> {
     let begin = async {
-        let control = connect(address, identity, name).await.map_err(|error| with_causes(&error))?;
-        let (reader, writer) = control.split();
+        let line = Line::open(address, identity, name).await?;
         let host = MeasuredHost { name: name.to_owned(), vms: Vec::new(), contents: 0, control_bytes: 0 };
-        let mut asked = Asked { host, reader, writer };
+        let mut asked = Asked { host, line };
         asked
+            .line
             .ask(Ask::Start(Start {
                 version: wire::VERSION,
                 key: config.key,
@@ -234,7 +200,7 @@ async fn start(
                 vms: config.vms.clone(),
             }))
             .await?;
-        match asked.told().await? {
+        match asked.line.told().await? {
             Tell::Scanned { vms, contents } => {
                 asked.host.contents = contents;
                 let pages = |vm: &wire::control::measure::VmTold| VmPages {
@@ -252,33 +218,9 @@ async fn start(
 }
 
 async fn fingerprints(mut asked: Asked, bits: u8) -> Result<(Asked, Vec<u64>), (String, String)> {
-    let name = asked.host.name.clone();
-    let get = async {
-        asked.ask(Ask::Fingerprints { bits }).await?;
-        let mut code = Vec::new();
-        let rice = loop {
-            let Tell::Fingerprints { rice, code_bytes, part } = asked.told().await? else {
-                return Err(unexpected());
-            };
-            // An honest code has at most `bits + 2` bits a fingerprint.
-            let most = asked.host.contents.saturating_mul(u64::from(bits) + 2) / 8 + 1;
-            if code_bytes > most || (part.is_empty() && code_bytes > 0) {
-                return Err(format!(
-                    "tells {code_bytes} bytes of fingerprints for {} contents",
-                    asked.host.contents
-                ));
-            }
-            code.extend(part);
-            if code.len() as u64 >= code_bytes {
-                break rice;
-            }
-        };
-        let count = asked.host.contents;
-        Fingerprints { bits, rice, count, code }.decode().map_err(|error| error.to_string())
-    };
-    match get.await {
+    match asked.line.fingerprints(bits, asked.host.contents).await {
         Ok(fingerprints) => Ok((asked, fingerprints)),
-        Err(why) => Err((name, why)),
+        Err(why) => Err((asked.host.name, why)),
     }
 }
 
@@ -290,9 +232,7 @@ async fn summary(
     let name = asked.host.name.clone();
     let count = candidates.iter().filter(|candidate| **candidate).count();
     let get = async {
-        for part in packed(&candidates).chunks(PART_BYTES_MAX) {
-            asked.ask(Ask::Candidates { bits: part.to_vec() }).await?;
-        }
+        asked.line.candidates(&candidates).await?;
         drop(candidates);
         let mut summary = HostSummary {
             sampling: config.sampling,
@@ -304,7 +244,7 @@ async fn summary(
         };
         let mut set_vms = 0;
         loop {
-            match asked.told().await? {
+            match asked.line.told().await? {
                 Tell::Sets(sets) => {
                     set_vms += sets.iter().map(|set| set.vms.len()).sum::<usize>();
                     if summary.sets.len() + sets.len() > SETS_MAX || set_vms > SET_VMS_MAX {
@@ -330,7 +270,10 @@ async fn summary(
         }
     };
     match get.await {
-        Ok(summary) => Ok((asked.host, summary)),
+        Ok(summary) => {
+            asked.host.control_bytes = asked.line.bytes();
+            Ok((asked.host, summary))
+        }
         Err(why) => Err((name, why)),
     }
 }
@@ -344,41 +287,4 @@ fn add_set(summary: &mut HostSummary, set: wire::control::measure::SetTold) {
         repeated_contents: set.repeated_contents,
         repeated_pages: set.repeated_pages,
     });
-}
-
-/// A bit for each, lowest first.
-fn packed(flags: &[bool]) -> Vec<u8> {
-    let byte =
-        |flags: &[bool]| flags.iter().enumerate().fold(0, |byte, (bit, flag)| byte | u8::from(*flag) << bit);
-    flags.chunks(8).map(byte).collect()
-}
-
-impl Asked {
-    async fn ask(&mut self, ask: Ask) -> Step<()> {
-        let frame = ToHost::Measure(ask).encode();
-        self.host.control_bytes += frame.len() as u64;
-        self.writer.write_frame(&frame).await.map_err(|error| with_causes(&error))
-    }
-
-    /// The next thing told; that the host is busy is no news.
-    async fn told(&mut self) -> Step<Tell> {
-        for _ in 0..BUSY_MAX {
-            let frame = tokio::time::timeout(SILENCE_MAX, self.reader.read_frame()).await;
-            let frame = frame.map_err(|_| format!("said nothing for {} s", SILENCE_MAX.as_secs()))?;
-            let frame = frame.map_err(|error| with_causes(&error))?;
-            let frame = frame.ok_or("closed the connection; is it of this version?")?;
-            self.host.control_bytes += frame.len() as u64;
-            match ToSender::decode(&frame).map_err(|error| error.to_string())? {
-                ToSender::Measured(Tell::Busy) => {}
-                ToSender::Measured(Tell::Failed { reason }) => return Err(reason),
-                ToSender::Measured(tell) => return Ok(tell),
-                _ => return Err(unexpected()),
-            }
-        }
-        Err("reads for too long; measure fewer of its images".to_owned())
-    }
-}
-
-fn unexpected() -> String {
-    "answers something else than was asked; is it of this version?".to_owned()
 }
