@@ -45,18 +45,17 @@ impl Clones {
         }
     }
 
-    /// A plan that starts so many clones on each host.
+    /// A plan that starts so many clones on each host, as the planner makes it of the number of all.
     fn plan(&self) -> PathBuf {
-        let hosts = self.fleet.numbers().len();
+        let hosts = self.fleet.numbers();
+        let all = self.per_host as usize * hosts.len();
         let image = Image { name: "golden".into(), path: self.fleet.dir().join("golden/memory") };
-        let plan = self.fleet.clone_plan(&[image], self.fleet.numbers());
-        let text = std::fs::read_to_string(&plan).expect("a plan");
-        let mut value: Value = serde_json::from_str(&text).expect("JSON");
-        value["vms"][0]["instances"] = json!(vec![self.per_host; hosts]);
-        value["vms"][0]["launch"] = json!({"kind": "microvm",
+        let mut inventory = self.fleet.inventory(&[(&image, json!({ "clones": all }))], hosts, 1 << 20);
+        let vm = &mut inventory["vms"][0];
+        vm["clones_per_host"] = json!(self.per_host);
+        vm["launch"] = json!({"kind": "microvm",
             "attachments": {"state": "golden/state"}, "working_set": "golden/working-set"});
-        std::fs::write(&plan, value.to_string()).expect("written");
-        plan
+        self.fleet.plan_of(&inventory)
     }
 
     /// What `scatter status` says.

@@ -164,10 +164,14 @@ impl Fleet {
         hosts: std::ops::Range<u16>,
         memory_mib: u64,
     ) -> PathBuf {
-        let (path, plan) = (self.dir().join("inventory.json"), self.dir().join("plan.json"));
-        fs::write(path, self.inventory(&vms, hosts, memory_mib).to_string()).expect("written");
+        self.plan_of(&self.inventory(&vms, hosts, memory_mib))
+    }
+
+    /// The plan of an inventory.
+    pub(crate) fn plan_of(&self, inventory: &Value) -> PathBuf {
+        fs::write(self.dir().join("inventory.json"), inventory.to_string()).expect("written");
         self.scatter(&["plan", "inventory.json", "-o", "plan.json"]);
-        plan
+        self.dir().join("plan.json")
     }
 
     /// The inventory of such a plan.

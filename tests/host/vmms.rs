@@ -2,8 +2,9 @@
 //! stand-ins of `crates/vmm/tests/standins` always, and also with real binaries that the environment names.
 
 use crate::clone::kvm_or_skip;
-use crate::fleet::{Fleet, PATIENCE, Sent, name};
+use crate::fleet::{Fleet, PATIENCE, name};
 use crate::images::Image;
+use crate::sending::Sent;
 use lab::hosts::{LabOptions, Loss, Scope};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;

@@ -86,7 +86,10 @@ fn corpora_are_taken() {
     }));
     let mut scratch = pages::block::Scratch::new();
     let limits = crate::targets::BLOCK_LIMITS;
-    assert!(of("block_body").all(|bytes| pages::block::decode_block(bytes, &limits, &mut scratch).is_ok()));
+    assert!(of("block_body").all(|bytes| {
+        pages::block::decode_block(bytes, &limits, &mut scratch).is_ok()
+            || pages::block::decode_named(bytes, &limits, &mut scratch).is_ok()
+    }));
 }
 
 #[test]
