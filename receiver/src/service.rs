@@ -118,6 +118,8 @@ impl Service {
         config: ServiceConfig,
         observer: &mut dyn FnMut(ServiceEvent),
     ) -> Result<Self, ServiceError> {
+        // Not while a sender waits.
+        net::pki::seed_randomness();
         let store = Store::open(&config.store).map_err(ServiceError::Store)?;
         let waker = Arc::new(Waker::new().map_err(ServiceError::Start)?);
         let (out, incoming) = bounded(OFFERS_MAX);

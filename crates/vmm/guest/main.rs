@@ -14,7 +14,10 @@
 #![no_std]
 #![no_main]
 
-use core::arch::{asm, global_asm};
+mod console;
+
+use console::{Line, in32, out32};
+use core::arch::global_asm;
 use core::ptr::addr_of_mut;
 
 global_asm!(include_str!("boot.s"), options(att_syntax));
@@ -26,7 +29,6 @@ const PATTERN_AT: u64 = 8 << 20;
 /// 3 GiB less what lies below the pattern: no memory above, where a PC has its device hole.
 const PAGES_MAX: usize = 3 * 262_144 - 2048;
 const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
-const CONSOLE: u16 = 0x3f8;
 const CONTROL: u16 = 0x5c0;
 /// A write of microseconds rests for so long, in the control device.
 const REST: u16 = CONTROL + 32;
@@ -34,7 +36,6 @@ const CONTROL_MAGIC: u32 = 0x4d53_5643;
 const START_INFO_MAGIC: u32 = 0x336e_c578;
 /// Lines that one tick may print about wrong pages; the count is always whole.
 const BAD_LINES_MAX: u32 = 8;
-const LINE_MAX: usize = 160;
 
 /// `hvm_start_info` of the PVH boot protocol, as far as it is read.
 #[repr(C)]
@@ -59,23 +60,6 @@ fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     }
 }
 
-fn out8(port: u16, value: u8) {
-    // SAFETY: the TSS allows every port; a write to one reads and writes no memory.
-    unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack)) }
-}
-
-fn out32(port: u16, value: u32) {
-    // SAFETY: as above.
-    unsafe { asm!("out dx, eax", in("dx") port, in("eax") value, options(nomem, nostack)) }
-}
-
-fn in32(port: u16) -> u32 {
-    let value: u32;
-    // SAFETY: as above.
-    unsafe { asm!("in eax, dx", in("dx") port, out("eax") value, options(nomem, nostack)) }
-    value
-}
-
 fn cycles() -> u64 {
     // SAFETY: RDTSC is always there on x86-64, and CR4.TSD is clear.
     unsafe { core::arch::x86_64::_rdtsc() }
@@ -85,69 +69,6 @@ fn mix(mut x: u64) -> u64 {
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     x ^ (x >> 31)
-}
-
-/// A line of output, sent whole: by one string instruction where the control device takes it.
-struct Line {
-    bytes: [u8; LINE_MAX],
-    len: usize,
-    at_once: bool,
-}
-
-impl Line {
-    fn new(at_once: bool) -> Self {
-        Self { bytes: [0; LINE_MAX], len: 0, at_once }
-    }
-
-    fn byte(&mut self, byte: u8) {
-        if let Some(slot) = self.bytes.get_mut(self.len) {
-            *slot = byte;
-            self.len += 1;
-        }
-    }
-
-    fn text(&mut self, text: &str) {
-        for byte in text.bytes() {
-            self.byte(byte);
-        }
-    }
-
-    fn number(&mut self, mut n: u64) {
-        let mut digits = [0u8; 20];
-        let mut len = 0;
-        loop {
-            digits[len] = b'0' + (n % 10) as u8;
-            n /= 10;
-            len += 1;
-            if n == 0 {
-                break;
-            }
-        }
-        while len > 0 {
-            len -= 1;
-            self.byte(digits[len]);
-        }
-    }
-
-    fn field(&mut self, name: &str, n: u64) {
-        self.text(name);
-        self.number(n);
-    }
-
-    fn send(&mut self) {
-        if self.at_once {
-            // SAFETY: reads `len` initialised bytes of the array; the port takes them one by one.
-            unsafe {
-                asm!("rep outsb", in("dx") CONSOLE, inout("rsi") self.bytes.as_ptr() => _,
-                     inout("rcx") self.len => _, options(readonly, nostack));
-            }
-        } else {
-            for &byte in &self.bytes[..self.len] {
-                out8(CONSOLE, byte);
-            }
-        }
-        self.len = 0;
-    }
 }
 
 /// The value of `name=` in a zero-terminated command line.

@@ -42,12 +42,19 @@ const WATCH_EVERY: Duration = Duration::from_secs(1);
 
 /// Memory files.
 pub(crate) fn run(args: &Send) -> Outcome {
+    seed();
     send(args, None)
 }
 
 /// `scatter clone`: VMs that are started while their memory arrives.
 pub(crate) fn clone(args: &Clone) -> Outcome {
+    seed();
     send(&args.send, Some(args))
+}
+
+/// Has random numbers ready before the hosts are; nobody waits for the thread itself.
+fn seed() {
+    std::thread::spawn(net::pki::seed_randomness);
 }
 
 /// `launch`: VMs are to be started, and some captured before.

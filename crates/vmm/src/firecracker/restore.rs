@@ -70,13 +70,10 @@ pub struct Clone {
 }
 
 impl Clone {
-    /// What the guest wrote on its console so far.
-    ///
-    /// # Errors
-    ///
-    /// The file cannot be read.
-    pub fn console(&self) -> std::io::Result<String> {
-        Ok(String::from_utf8_lossy(&std::fs::read(self.dir.join(CONSOLE))?).into_owned())
+    /// The file with what the guest wrote on its console so far, and Firecracker's log.
+    #[must_use]
+    pub fn console(&self) -> PathBuf {
+        self.dir.join(CONSOLE)
     }
 
     /// The process's number.

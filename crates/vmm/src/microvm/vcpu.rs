@@ -12,6 +12,9 @@ const RFLAGS_RESERVED: u64 = 2;
 /// The time-stamp counter's register: written back last, so that the guest's clock stands still as briefly as can be.
 const MSR_TSC: u32 = 0x10;
 
+/// Registers of one call: KVM takes 256 (`MAX_IO_MSRS`).
+const MSRS_AT_ONCE: usize = 256;
+
 fn segment(type_: u8, selector: u16, limit: u32, flat: bool) -> kvm_segment {
     kvm_segment {
         base: 0,
@@ -99,17 +102,32 @@ pub(super) fn restore(vcpu: &VcpuFd, state: &VcpuState) -> Result<(), MicroVmErr
     vcpu.set_xcrs(&state.xcrs).map_err(write())?;
     vcpu.set_debug_regs(&state.debugregs).map_err(write())?;
     vcpu.set_lapic(&state.lapic).map_err(write())?;
-    for entry in &state.msrs {
-        let one = Msrs::from_entries(&[*entry]).expect("one entry fits");
+    restore_msrs(vcpu, &state.msrs)?;
+    vcpu.set_vcpu_events(&state.events).map_err(write())
+}
+
+/// Writes model-specific registers back, all that KVM takes in one call: each call costs several exits where KVM is nested itself.
+fn restore_msrs(vcpu: &VcpuFd, entries: &[kvm_msr_entry]) -> Result<(), MicroVmError> {
+    let mut left = entries;
+    while !left.is_empty() {
+        let (batch, rest) = left.split_at(left.len().min(MSRS_AT_ONCE));
+        let all = Msrs::from_entries(batch).expect("a batch fits");
+        // KVM stops at the first that it refuses, and says how many it took.
+        let taken = vcpu.set_msrs(&all).unwrap_or(0);
+        let Some(refused) = batch.get(taken) else {
+            left = rest;
+            continue;
+        };
         // A register that this host cannot set matters only if its value is not the one it has anyway.
-        if vcpu.set_msrs(&one) != Ok(1) && !has_value(vcpu, entry) {
+        if !has_value(vcpu, refused) {
             return Err(MicroVmError::Kvm {
                 action: "write a model-specific register of the state (another kind of CPU?)",
-                source: std::io::Error::other(format!("register {:#x}", entry.index)),
+                source: std::io::Error::other(format!("register {:#x}", refused.index)),
             });
         }
+        left = &left[taken + 1..];
     }
-    vcpu.set_vcpu_events(&state.events).map_err(write())
+    Ok(())
 }
 
 fn has_value(vcpu: &VcpuFd, entry: &kvm_msr_entry) -> bool {

@@ -1,17 +1,17 @@
 //! Cloud Hypervisor: a running VM's memory handed over as files, clones whose pages come later. With the stand-in always, and also with
 //! the real binary that `SCATTER_CLOUD_HYPERVISOR` or PATH names.
 
-use crate::support::{PATIENCE, StopOnDrop, kvm_or_skip};
-use pages::PAGE_SIZE;
+use crate::support::{
+    self, PATIENCE, Source, StopOnDrop, answer_demands, image_of, kvm_or_skip, ticks_in, until,
+};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use vmm::LazyImage;
 use vmm::cloud_hypervisor::{self, Api, Captured, Clone, CloneConfig, CloudHypervisorError};
-use vmm::lazy::Origin;
 use vmm::uffd::VmStatus;
 
 const MEMORY: u64 = 32 << 20;
@@ -21,33 +21,13 @@ fn standin() -> PathBuf {
 }
 
 fn binaries() -> Vec<PathBuf> {
-    let named = std::env::var_os("SCATTER_CLOUD_HYPERVISOR").map(PathBuf::from);
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let real = named.or_else(|| {
-        std::env::split_paths(&path).map(|dir| dir.join("cloud-hypervisor")).find(|file| file.is_file())
-    });
-    let told = real.as_ref().map_or("none; the stand-in alone".into(), |it| it.display().to_string());
-    println!("Cloud Hypervisor: {told}");
-    [Some(standin()), real].into_iter().flatten().collect()
+    support::binaries(standin(), "cloud-hypervisor", "SCATTER_CLOUD_HYPERVISOR")
 }
 
-struct Source {
-    child: Child,
-    api: Api,
-    serial: PathBuf,
-}
-
-impl Drop for Source {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn boot(binary: &Path, dir: &Path) -> Source {
+fn boot(binary: &Path, dir: &Path) -> Source<Api> {
     let kernel = dir.join("guest.elf");
     std::fs::write(&kernel, vmm::microvm::guest::ELF).expect("written");
-    let (socket, serial) = (dir.join("source.sock"), dir.join("serial.log"));
+    let (socket, console) = (dir.join("source.sock"), dir.join("serial.log"));
     let child = Command::new(binary)
         .arg("--api-socket")
         .arg(format!("path={}", socket.display()))
@@ -55,35 +35,20 @@ fn boot(binary: &Path, dir: &Path) -> Source {
         .stdin(Stdio::null())
         .spawn()
         .expect("starts");
-    let source = Source { child, api: Api::new(&socket), serial };
+    let source = Source { child, api: Api::new(&socket), console };
     until("the API", || source.api.version().is_ok());
     let cmdline = format!("mb={} seed=5 zero=30 dup=10 idle=2000000 step=64", (MEMORY >> 20) - 1);
     let config = json!({
         "cpus": { "boot_vcpus": 1, "max_vcpus": 1 },
         "memory": { "size": MEMORY, "shared": true, "thp": false },
         "payload": { "kernel": kernel, "cmdline": cmdline },
-        "serial": { "mode": "File", "file": source.serial },
+        "serial": { "mode": "File", "file": source.console },
         "console": { "mode": "Off" },
     });
     source.api.request("PUT", "vm.create", Some(&config)).expect("created");
     source.api.request("PUT", "vm.boot", None).expect("boots");
-    until("the first ticks", || ticks(&source.serial) >= 2);
+    until("the first ticks", || ticks_in(&source.console) >= 2);
     source
-}
-
-/// Right ticks on a console; a wrong page fails the test.
-fn ticks(serial: &Path) -> usize {
-    let text = String::from_utf8_lossy(&std::fs::read(serial).unwrap_or_default()).into_owned();
-    assert!(!text.contains("BAD"), "{text}");
-    text.lines().filter(|line| line.starts_with("TICK ") && line.contains(" OK ")).count()
-}
-
-fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !condition() {
-        assert!(Instant::now() < deadline, "{what} does not come");
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 /// A clone, which writes on a console of its own.
@@ -103,22 +68,6 @@ fn config(binary: &Path, captured: &Captured, dir: PathBuf) -> (CloneConfig, Pat
     (config, serial)
 }
 
-fn place(image: &LazyImage, bytes: &[u8], page: u32) {
-    let at = page as usize * PAGE_SIZE;
-    let page_bytes = &bytes[at..at + PAGE_SIZE];
-    if page_bytes.iter().all(|byte| *byte == 0) {
-        image.place_word(page, 1, 0, Origin::Sender).expect("placed");
-    } else {
-        image.place(page, page_bytes, Origin::Sender).expect("placed");
-    }
-}
-
-fn image_of(path: &Path) -> (Arc<LazyImage>, Vec<u8>) {
-    let bytes = std::fs::read(path).expect("read");
-    let pages = u32::try_from(bytes.len() / PAGE_SIZE).expect("few");
-    (Arc::new(LazyImage::memfd("cloud-hypervisor", pages).expect("a memfd")), bytes)
-}
-
 #[test]
 fn a_running_vm_is_handed_over_and_clones_run_while_their_pages_come() {
     if !kvm_or_skip("a_running_vm_is_handed_over_and_clones_run_while_their_pages_come") {
@@ -136,15 +85,7 @@ fn a_running_vm_is_handed_over_and_clones_run_while_their_pages_come() {
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let _stop = StopOnDrop(&stop);
-            // Pages come when they are demanded, one after the other.
-            scope.spawn(|| {
-                while !stop.load(Ordering::SeqCst) {
-                    match image.next_demand() {
-                        Some(page) => place(&image, &bytes, page),
-                        None => std::thread::sleep(Duration::from_micros(100)),
-                    }
-                }
-            });
+            answer_demands(scope, (&image, &bytes), &stop, Duration::from_micros(100));
             let since = Instant::now();
             let clones: Vec<(Clone, PathBuf)> = (1..=4)
                 .map(|number| {
@@ -155,22 +96,22 @@ fn a_running_vm_is_handed_over_and_clones_run_while_their_pages_come() {
                 .collect();
             let loaded = since.elapsed();
             for (_, serial) in &clones {
-                until("a clone's first tick", || ticks(serial) >= 1);
+                until("a clone's first tick", || ticks_in(serial) >= 1);
             }
             let ticked = since.elapsed();
             println!("{}: 4 clones loaded in {loaded:?}, all ticked after {ticked:?}", binary.display());
             for (clone, serial) in &clones {
                 assert_eq!(clone.wait(PATIENCE), VmStatus::Complete);
                 assert!(clone.stats().faults > 0);
-                let before = ticks(serial);
-                until("ticks after all pages came", || ticks(serial) >= before + 3);
+                let before = ticks_in(serial);
+                until("ticks after all pages came", || ticks_in(serial) >= before + 3);
             }
             stop.store(true, Ordering::SeqCst);
         });
         // The source was not told that it moved: it runs on.
-        let before = ticks(&source.serial);
+        let before = ticks_in(&source.console);
         captured.finish(false).expect("told");
-        until("the source's next ticks", || ticks(&source.serial) > before + 1);
+        until("the source's next ticks", || ticks_in(&source.console) > before + 1);
         // And now it moves.
         let moving = dir.path().join("moving");
         std::fs::create_dir(&moving).expect("made");
@@ -198,14 +139,7 @@ fn a_clone_whose_pages_are_lost_is_killed_and_named() {
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let _stop = StopOnDrop(&stop);
-            scope.spawn(|| {
-                while !stop.load(Ordering::SeqCst) {
-                    match image.next_demand() {
-                        Some(page) => place(&image, &bytes, page),
-                        None => std::thread::sleep(Duration::from_micros(500)),
-                    }
-                }
-            });
+            answer_demands(scope, (&image, &bytes), &stop, Duration::from_micros(500));
             let (config, _) = config(&binary, &captured, dir.path().join("doomed"));
             let clone = cloud_hypervisor::start(&image, &config).expect("started");
             stop.store(true, Ordering::SeqCst);

@@ -1,12 +1,13 @@
 //! Firecracker: snapshots of running VMs, clones whose pages come later. With the stand-in always, and also with the real binary
 //! that `SCATTER_FIRECRACKER` or PATH names.
 
-use crate::support::{PATIENCE, StopOnDrop, kvm_or_skip};
-use pages::PAGE_SIZE;
+use crate::support::{
+    self, PATIENCE, Source, StopOnDrop, answer_demands, image_of, kvm_or_skip, place, ticks_in, until,
+};
 use serde_json::json;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -25,33 +26,10 @@ fn standin() -> PathBuf {
 
 /// The stand-in, and Firecracker itself if there is one.
 fn binaries() -> Vec<PathBuf> {
-    let named = std::env::var_os("SCATTER_FIRECRACKER").map(PathBuf::from);
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let real = named.or_else(|| {
-        std::env::split_paths(&path).map(|dir| dir.join("firecracker")).find(|file| file.is_file())
-    });
-    println!(
-        "Firecracker: {}",
-        real.as_ref().map_or("none; the stand-in alone".into(), |it| it.display().to_string())
-    );
-    [Some(standin()), real].into_iter().flatten().collect()
+    support::binaries(standin(), "firecracker", "SCATTER_FIRECRACKER")
 }
 
-/// A VM that was booted from nothing, and is killed when dropped.
-struct Source {
-    child: Child,
-    api: Api,
-    console: PathBuf,
-}
-
-impl Drop for Source {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn boot(binary: &Path, dir: &Path) -> Source {
+fn boot(binary: &Path, dir: &Path) -> Source<Api> {
     let kernel = dir.join("guest.elf");
     std::fs::write(&kernel, vmm::microvm::guest::ELF).expect("written");
     let (socket, console) = (dir.join("source.sock"), dir.join("source.log"));
@@ -70,42 +48,8 @@ fn boot(binary: &Path, dir: &Path) -> Source {
     let arguments = format!("mb={} seed=5 zero=30 dup=10 idle=2000000 step=64", MEMORY_MIB - 8);
     put("/boot-source", json!({ "kernel_image_path": kernel, "boot_args": arguments }));
     put("/actions", json!({ "action_type": "InstanceStart" }));
-    until("the first ticks", || ticks(&read(&source.console)) >= 2);
+    until("the first ticks", || ticks_in(&source.console) >= 2);
     source
-}
-
-fn read(file: &Path) -> String {
-    String::from_utf8_lossy(&std::fs::read(file).expect("read")).into_owned()
-}
-
-/// Right ticks in a console's text; a wrong page fails the test.
-fn ticks(console: &str) -> usize {
-    assert!(!console.contains("BAD"), "{console}");
-    console.lines().filter(|line| line.starts_with("TICK ") && line.contains(" OK ")).count()
-}
-
-fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !condition() {
-        assert!(Instant::now() < deadline, "{what} does not come");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-fn image_of(memory: &Path) -> (Arc<LazyImage>, Vec<u8>) {
-    let bytes = std::fs::read(memory).expect("read");
-    let pages = u32::try_from(bytes.len() / PAGE_SIZE).expect("few");
-    (Arc::new(LazyImage::memfd("firecracker", pages).expect("a memfd")), bytes)
-}
-
-fn place(image: &LazyImage, bytes: &[u8], page: u32, origin: Origin) {
-    let at = page as usize * PAGE_SIZE;
-    let page_bytes = &bytes[at..at + PAGE_SIZE];
-    if page_bytes.iter().all(|byte| *byte == 0) {
-        image.place_word(page, 1, 0, origin).expect("placed");
-    } else {
-        image.place(page, page_bytes, origin).expect("placed");
-    }
 }
 
 fn config(binary: &Path, snapshot: &Path, dir: PathBuf) -> CloneConfig {
@@ -123,7 +67,7 @@ fn config(binary: &Path, snapshot: &Path, dir: PathBuf) -> CloneConfig {
 }
 
 fn clone_ticks(clone: &Clone) -> usize {
-    ticks(&clone.console().expect("read"))
+    ticks_in(&clone.console())
 }
 
 #[test]
@@ -137,8 +81,8 @@ fn eight_clones_of_a_running_vm_run_while_their_pages_come() {
         let snapshot =
             firecracker::capture(&source.api, SnapshotKind::Full, dir.path(), false).expect("captured");
         // The source runs on.
-        let before = ticks(&read(&source.console));
-        until("the source's next tick", || ticks(&read(&source.console)) > before);
+        let before = ticks_in(&source.console);
+        until("the source's next tick", || ticks_in(&source.console) > before);
         drop(source);
         firecracker::check(&binary, &snapshot.fingerprint).expect("the same machine");
         let (image, bytes) = image_of(&snapshot.memory);
@@ -146,15 +90,7 @@ fn eight_clones_of_a_running_vm_run_while_their_pages_come() {
         let stop = AtomicBool::new(false);
         let clones: Vec<Clone> = std::thread::scope(|scope| {
             let _stop = StopOnDrop(&stop);
-            // Pages come when they are demanded, a fifth of a millisecond each.
-            scope.spawn(|| {
-                while !stop.load(Ordering::SeqCst) {
-                    match image.next_demand() {
-                        Some(page) => place(&image, &bytes, page, Origin::Sender),
-                        None => std::thread::sleep(Duration::from_micros(200)),
-                    }
-                }
-            });
+            answer_demands(scope, (&image, &bytes), &stop, Duration::from_micros(200));
             let since = Instant::now();
             let clones: Vec<Clone> = (1..=8)
                 .map(|number| {
@@ -200,13 +136,13 @@ fn a_diff_snapshot_merged_onto_the_full_one_is_the_vm_as_it_was_then() {
         std::fs::create_dir(&later).expect("made");
         let source = boot(&binary, dir.path());
         firecracker::capture(&source.api, SnapshotKind::Full, dir.path(), false).expect("captured");
-        let before = ticks(&read(&source.console));
-        until("two more ticks", || ticks(&read(&source.console)) > before + 1);
+        let before = ticks_in(&source.console);
+        until("two more ticks", || ticks_in(&source.console) > before + 1);
         let diff = firecracker::capture(&source.api, SnapshotKind::Diff, &later, true).expect("captured");
         // It was told to stay paused.
-        let paused = ticks(&read(&source.console));
+        let paused = ticks_in(&source.console);
         std::thread::sleep(Duration::from_millis(100));
-        assert!(ticks(&read(&source.console)) <= paused + 1);
+        assert!(ticks_in(&source.console) <= paused + 1);
         drop(source);
         let memory = dir.path().join(MEMORY);
         let merged = firecracker::merge_diff(&diff.memory, &memory).expect("merged");
@@ -272,14 +208,7 @@ fn a_clone_whose_pages_are_lost_is_killed_and_named() {
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let _stop = StopOnDrop(&stop);
-            scope.spawn(|| {
-                while !stop.load(Ordering::SeqCst) {
-                    match image.next_demand() {
-                        Some(page) => place(&image, &bytes, page, Origin::Sender),
-                        None => std::thread::yield_now(),
-                    }
-                }
-            });
+            answer_demands(scope, (&image, &bytes), &stop, Duration::from_micros(50));
             let config = config(&binary, dir.path(), dir.path().join("doomed"));
             let mut clone = firecracker::start(&server, None, &image, &config).expect("started");
             stop.store(true, Ordering::SeqCst);

@@ -1,6 +1,14 @@
 //! What the lanes share.
 
-use std::time::Duration;
+use pages::PAGE_SIZE;
+use std::path::{Path, PathBuf};
+use std::process::Child;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::Scope;
+use std::time::{Duration, Instant};
+use vmm::LazyImage;
+use vmm::lazy::Origin;
 use vmm::microvm::{self, Config, MicroVm, Report};
 
 /// Time-outs are for hangs, not for speed.
@@ -75,4 +83,80 @@ impl Drop for StopOnDrop<'_> {
     fn drop(&mut self) {
         self.0.store(true, std::sync::atomic::Ordering::SeqCst);
     }
+}
+
+/// A stand-in, and the real program that a variable or PATH names, if there is one.
+pub(crate) fn binaries(standin: PathBuf, name: &str, variable: &str) -> Vec<PathBuf> {
+    let named = std::env::var_os(variable).map(PathBuf::from);
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let real =
+        named.or_else(|| std::env::split_paths(&path).map(|dir| dir.join(name)).find(|file| file.is_file()));
+    let told = real.as_ref().map_or("none; the stand-in alone".into(), |it| it.display().to_string());
+    println!("{name}: {told}");
+    [Some(standin), real].into_iter().flatten().collect()
+}
+
+/// A VM that was booted from nothing by a hypervisor's process, which is killed when this is dropped.
+pub(crate) struct Source<A> {
+    pub(crate) child: Child,
+    pub(crate) api: A,
+    /// What the guest writes.
+    pub(crate) console: PathBuf,
+}
+
+impl<A> Drop for Source<A> {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Right ticks in what a guest wrote; a wrong page fails the test.
+pub(crate) fn ticks_in(console: &Path) -> usize {
+    let text = String::from_utf8_lossy(&std::fs::read(console).unwrap_or_default()).into_owned();
+    assert!(!text.contains("BAD"), "{text}");
+    text.lines().filter(|line| line.starts_with("TICK ") && line.contains(" OK ")).count()
+}
+
+pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what} does not come");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A memory file's bytes, and an image of their length with nothing in it.
+pub(crate) fn image_of(memory: &Path) -> (Arc<LazyImage>, Vec<u8>) {
+    let bytes = std::fs::read(memory).expect("read");
+    let pages = u32::try_from(bytes.len() / PAGE_SIZE).expect("few");
+    (Arc::new(LazyImage::memfd("clone", pages).expect("a memfd")), bytes)
+}
+
+/// Places a page of `bytes`.
+pub(crate) fn place(image: &LazyImage, bytes: &[u8], page: u32, origin: Origin) {
+    let at = page as usize * PAGE_SIZE;
+    let page_bytes = &bytes[at..at + PAGE_SIZE];
+    if page_bytes.iter().all(|byte| *byte == 0) {
+        image.place_word(page, 1, 0, origin).expect("placed");
+    } else {
+        image.place(page, page_bytes, origin).expect("placed");
+    }
+}
+
+/// A thread that brings pages when they are demanded, one after the other, until `stop`; it looks as often as `every` says.
+pub(crate) fn answer_demands<'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    (image, bytes): (&'scope LazyImage, &'scope [u8]),
+    stop: &'scope AtomicBool,
+    every: Duration,
+) {
+    scope.spawn(move || {
+        while !stop.load(Ordering::SeqCst) {
+            match image.next_demand() {
+                Some(page) => place(image, bytes, page, Origin::Sender),
+                None => std::thread::sleep(every),
+            }
+        }
+    });
 }
