@@ -80,17 +80,11 @@ fn send(args: &Send, launch: Option<&Clone>) -> Outcome {
     let threads = threads(args.threads);
     display.reading(images);
     let mut prepared = Prepared::new(vm_inputs(&plan, images), threads);
-    if let Some(residents) = residents::ask(&plan, &prepared, &addresses, &identity, threads)? {
-        display.residents(&residents);
-        prepared.leave_out(residents);
-    }
+    residents::leave_out(&plan, &mut prepared, &addresses, &identity, threads, &display)?;
     images::check_unchanged(images)?;
     let pages: Vec<&Arc<dyn PageSource>> = prepared.vms.iter().map(|vm| &vm.source).collect();
     let costs = images::encoding_costs(&prepared.index, &pages);
-    let forced = match args.encoding {
-        EncodingChoice::Auto => None,
-        EncodingChoice::Fixed(encoding) => Some(encoding),
-    };
+    let forced = if let EncodingChoice::Fixed(encoding) = args.encoding { Some(encoding) } else { None };
     let rate_bps = expected_rate(&args.rate.0, &plan);
     let (encoding, ratio) = images::encoding_for(&costs, forced, rate_bps, threads);
     let mut schedule = schedule::schedule(&plan, &pool, &weights(&prepared, ratio), rate_bps);

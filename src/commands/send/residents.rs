@@ -1,5 +1,6 @@
 //! What hosts hold already, where the plan counts on it.
 
+use super::display::Display;
 use crate::cli::exit::{Coded, Exit, Outcome};
 use net::pki::Identity;
 use planner::{Isolation, Plan};
@@ -8,8 +9,24 @@ use sender::prepare::Prepared;
 use sender::residents::{self, Residents, ResidentsConfig};
 use std::net::SocketAddr;
 
+/// Asks hosts what they hold, if the plan counts on it, and leaves it out.
+pub(super) fn leave_out(
+    plan: &Plan,
+    prepared: &mut Prepared,
+    addresses: &[SocketAddr],
+    identity: &Identity,
+    threads: usize,
+    display: &Display,
+) -> Outcome<()> {
+    if let Some(residents) = ask(plan, prepared, addresses, identity, threads)? {
+        display.residents(&residents);
+        prepared.leave_out(residents);
+    }
+    Ok(())
+}
+
 /// Asks the hosts that the plan says to have contents of their VMs; nothing if there are none.
-pub(super) fn ask(
+fn ask(
     plan: &Plan,
     prepared: &Prepared,
     addresses: &[SocketAddr],
