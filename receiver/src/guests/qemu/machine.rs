@@ -102,7 +102,11 @@ impl Machine {
 
     /// Whether a VM that was offered can go on in it.
     pub(super) fn fits(&self, offered: &Fingerprint) -> Result<(), String> {
-        offered.offered_fits(&self.fingerprint).map_err(|mismatch| mismatch.to_string())
+        offered.offered_fits(&self.fingerprint).map_err(|mismatch| mismatch.to_string())?;
+        if self.memory() == MemoryKind::Private {
+            return same_page_sizes(&offered.blocks, &self.fingerprint.blocks);
+        }
+        Ok(())
     }
 
     /// Whether clean pages can be shared: by a QEMU that can leave memory out of its stream, over a single large block of ordinary
@@ -147,6 +151,19 @@ impl Machine {
     }
 }
 
+/// Post-copy is between memories of the same page sizes only: QEMU ends with an error otherwise.
+fn same_page_sizes(offered: &[RamBlockRow], here: &[RamBlockRow]) -> Result<(), String> {
+    let pairs = offered.iter().filter_map(|row| Some((row, here.iter().find(|other| other.id == row.id)?)));
+    match pairs.into_iter().find(|(row, other)| row.page_size != other.page_size) {
+        Some((row, other)) => Err(format!(
+            "RAM block {}: the source has pages of {} bytes, the destination of {}, and post-copy needs the same: give both huge pages, or \
+             neither",
+            row.id, row.page_size, other.page_size
+        )),
+        None => Ok(()),
+    }
+}
+
 /// Memory from the image's file.
 fn share(launch: &mut Launch, image: &LazyImage, block: &Block) {
     // The file may have no name (a memfd); this process lends its descriptor's.
@@ -165,4 +182,52 @@ fn identity(name: &str, disk: Option<&BaseDisk>, dir: &Path) -> Result<Identity,
         identity.disk = Some(overlay);
     }
     Ok(identity)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(id: &str, page_size: u64) -> RamBlockRow {
+        RamBlockRow { id: id.into(), page_size, used: 1 << 27, max: 1 << 27 }
+    }
+
+    fn machine(config: &str, page_size: u64) -> Machine {
+        let config: QemuMachine = serde_json::from_str(config).expect("a machine");
+        let launch = Launch { program: config.program.clone(), args: config.args.clone() };
+        let blocks = vec![row("pc.bios", 4096), row("pc.ram", page_size)];
+        let fingerprint =
+            Fingerprint { blocks, capabilities: vec!["x-ignore-shared".into()], ..Fingerprint::default() };
+        Machine { config, launch, fingerprint }
+    }
+
+    #[test]
+    fn huge_pages_at_one_end_only_are_refused_in_words() {
+        let plain = r#"{"name": "a", "args": []}"#;
+        let offered =
+            |page_size| Fingerprint { blocks: vec![row("pc.ram", page_size)], ..Fingerprint::default() };
+        assert_eq!(machine(plain, 4096).fits(&offered(4096)), Ok(()));
+        assert_eq!(machine(plain, 2 << 20).fits(&offered(2 << 20)), Ok(()));
+        let refused = machine(plain, 2 << 20).fits(&offered(4096)).expect_err("QEMU would end");
+        assert!(refused.contains("RAM block pc.ram: the source has pages of 4096 bytes"), "{refused}");
+        assert!(machine(plain, 4096).fits(&offered(2 << 20)).is_err());
+        // A template is read as a whole, whatever the source's pages were.
+        let shared = r#"{"name": "a", "args": [], "memory": "shared"}"#;
+        assert_eq!(machine(shared, 4096).fits(&offered(2 << 20)), Ok(()));
+    }
+
+    #[test]
+    fn what_cannot_be_shared_is_named() {
+        let shared = |arg: &str| format!(r#"{{"name": "a", "args": ["{arg}"], "memory": "shared"}}"#);
+        assert_eq!(machine(&shared("-nodefaults"), 4096).can_share(), Ok(()));
+        for (arg, page_size, word) in [
+            ("-nodefaults", 2 << 20, "huge pages"),
+            ("virtio-balloon-pci", 4096, "virtio-balloon-pci does not go with"),
+            ("memory-backend-file,id=m", 4096, "memory backend"),
+        ] {
+            let refused = machine(&shared(arg), page_size).can_share().expect_err(arg);
+            assert!(refused.contains(word), "{refused}");
+        }
+        assert!(serde_json::from_str::<QemuMachine>(r#"{"name": "a", "args": [], "disc": 1}"#).is_err());
+    }
 }
