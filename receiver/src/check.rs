@@ -143,15 +143,23 @@ impl Place<'_> {
             return Outcome::Mismatch;
         }
         if !is_named(bytes) {
-            return self.carried(bytes, how, digest, scratch);
+            let outcome = self.carried(bytes, how, digest, scratch);
+            if matches!(outcome, Outcome::Placed { .. }) {
+                self.intake.note_placed(&digest, bytes);
+            }
+            return outcome;
         }
-        match decode_named(bytes, self.limits, scratch) {
+        let outcome = match decode_named(bytes, self.limits, scratch) {
             Ok(named) => match self.residents.and_then(|residents| residents.contents_of(named)) {
                 Some(decoded) => self.decoded(&decoded, how, digest),
                 None => Outcome::Lacking,
             },
             Err(error) => Outcome::Failed(format!("a verified block cannot be read: {error}")),
+        };
+        if matches!(outcome, Outcome::Placed { .. }) {
+            self.intake.note_placed(&digest, &[]);
         }
+        outcome
     }
 
     /// Places a body that carries its contents and is known to be the sender's.

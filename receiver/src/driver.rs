@@ -7,6 +7,7 @@ use crate::guests::{GuestError, Guests};
 use crate::link::Link;
 use crate::residents::Residents;
 use crate::session::{Action, Session, SessionConfig};
+use crate::shelf::Shelf;
 use crate::store::Intake;
 use crate::workers::{Done, Workers};
 use crossbeam_channel::TryRecvError;
@@ -55,6 +56,8 @@ pub struct Driver<'a> {
     pub residents: Option<Arc<Residents>>,
     /// Threads that check blocks.
     pub workers: usize,
+    /// What is known of blocks that other hosts of the transfer need too, if it has guests.
+    pub shelf: Option<Arc<Shelf>>,
     /// VMs that run while their memory arrives, if there are any.
     pub guests: Option<&'a mut Guests>,
     /// Called some times a second with the guests.
@@ -210,6 +213,9 @@ impl Running<'_> {
                     }
                 }
                 message => {
+                    if let (ToHost::Announce(announce), Some(shelf)) = (&message, &self.driver.shelf) {
+                        shelf.announce(announce);
+                    }
                     if let Err(error) = self.session.handle_control(now, message, &mut held) {
                         return Some(format!("the sender broke the protocol: {error}"));
                     }

@@ -10,9 +10,11 @@
 
 #![forbid(unsafe_code)]
 
+mod arrival;
 mod board;
 pub mod check;
 pub mod driver;
+mod fetch;
 pub mod guests;
 mod id_hash;
 pub mod link;
@@ -24,5 +26,6 @@ mod probe;
 pub mod residents;
 pub mod service;
 pub mod session;
+pub mod shelf;
 pub mod store;
 mod workers;

@@ -2,9 +2,11 @@
 
 use crate::board::Board;
 use crate::link::{Link, link};
+use crate::shelf::Shelves;
 use crossbeam_channel::{Sender, TrySendError};
 use net::control::Listener;
 use net::interface::Interface;
+use net::pki::Role;
 use net::udp::{Family, Waker};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -31,6 +33,7 @@ pub(crate) struct Shared {
     pub(crate) interface: Option<Interface>,
     pub(crate) agent: crate::measure::Agent,
     pub(crate) board: Board,
+    pub(crate) shelves: Shelves,
 }
 
 /// Accepts connections, each with a task of its own.
@@ -51,7 +54,7 @@ pub(crate) async fn listen(mut listener: Listener, shared: Arc<Shared>) {
 
 /// One connection: its first message says what it is for.
 async fn converse(control: net::control::Control, peer: String, shared: Arc<Shared>) {
-    let peer_address = control.peer().addr;
+    let (peer_address, caller) = (control.peer().addr, control.caller());
     let Ok(local_address) = control.local_addr() else { return };
     let (mut reader, mut writer) = control.split();
     let first = tokio::time::timeout(OFFER_WAIT, reader.read_frame()).await;
@@ -61,6 +64,16 @@ async fn converse(control: net::control::Control, peer: String, shared: Arc<Shar
         Ok(Err(error)) => Err(error.to_string()),
         Err(_) => Err("no offer in time".into()),
     };
+    if caller == Role::Receiver {
+        // Another receiver may ask for blocks of its circles, and nothing else.
+        return match first {
+            Ok(ToHost::Fetch(fetch)) => {
+                crate::fetch::serve(fetch, &peer, &shared.shelves, &mut reader, &mut writer).await;
+            }
+            Ok(_) => refused(&shared, &peer, "a receiver may only ask for blocks"),
+            Err(reason) => refused(&shared, &peer, &reason),
+        };
+    }
     let offer = match first {
         Ok(ToHost::Offer(offer)) => offer,
         Ok(ToHost::Probe(probe)) => {

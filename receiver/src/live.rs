@@ -1,7 +1,9 @@
 //! Transfers whose guests outlive a connection, or the transfer itself.
 
 use crate::board::Board;
+use crate::fetch::Fetching;
 use crate::guests::Guests;
+use crate::shelf::Shelf;
 use crate::store::Intake;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,18 +14,44 @@ use wire::control::{CloneStatus, Offer, VmOffer};
 pub(crate) struct Live {
     pub(crate) intake: Arc<Intake>,
     pub(crate) guests: Option<Guests>,
+    /// With guests: what other hosts may have from here, and this one from them.
+    pub(crate) shelf: Option<Arc<Shelf>>,
     vms: Vec<VmOffer>,
 }
 
 impl Live {
     pub(crate) fn new(intake: Intake, guests: Option<Guests>, offer: &Offer) -> Self {
-        Self { intake: Arc::new(intake), guests, vms: offer.vms.clone() }
+        let shelf = guests.is_some().then(Arc::<Shelf>::default);
+        if let Some(shelf) = &shelf {
+            intake.keep_heads(Arc::clone(shelf));
+        }
+        Self { intake: Arc::new(intake), guests, shelf, vms: offer.vms.clone() }
+    }
+
+    /// Numbers of the VMs.
+    pub(crate) fn vms(&self) -> Vec<u16> {
+        self.vms.iter().map(|vm| vm.vm).collect()
     }
 }
 
+/// A transfer without a sender: its clones wait for pages.
+struct Orphan {
+    live: Live,
+    since: Instant,
+    fetching: Option<Fetching>,
+    /// What was said of it already.
+    told: Told,
+}
+
+#[derive(Default)]
+struct Told {
+    hopeless: bool,
+    helped: bool,
+    over: bool,
+}
+
 enum Standing {
-    /// No sender; clones wait for pages since then.
-    Orphaned(Live, Instant),
+    Orphaned(Orphan),
     /// The transfer is over; clones run on.
     Running(Guests),
 }
@@ -40,14 +68,14 @@ impl Lives {
     /// How each clone fares, a line each.
     pub(crate) fn status(&self) -> Vec<String> {
         let guests = self.0.values().filter_map(|standing| match standing {
-            Standing::Orphaned(live, _) => live.guests.as_ref(),
+            Standing::Orphaned(orphan) => orphan.live.guests.as_ref(),
             Standing::Running(guests) => Some(guests),
         });
         let line = |clone: CloneStatus| {
             let state = match &clone {
                 clone if clone.over => "over",
                 clone if clone.starting => "starting",
-                clone if clone.missing_pages > 0 => "depends on a sender",
+                clone if clone.missing_pages > 0 => "depends on a sender or another host",
                 _ => "independent",
             };
             format!("{}: {state}; {}", clone.name, clone.words)
@@ -55,9 +83,10 @@ impl Lives {
         guests.flat_map(Guests::status).map(line).collect()
     }
 
-    /// Keeps a transfer whose connection is gone.
-    pub(crate) fn keep(&mut self, transfer: String, live: Live) {
-        self.0.insert(transfer, Standing::Orphaned(live, Instant::now()));
+    /// Keeps a transfer whose connection is gone, and what asks other hosts for the rest.
+    pub(crate) fn keep(&mut self, transfer: String, live: Live, fetching: Option<Fetching>) {
+        let orphan = Orphan { live, since: Instant::now(), fetching, told: Told::default() };
+        self.0.insert(transfer, Standing::Orphaned(orphan));
     }
 
     /// Keeps clones that depend on nobody.
@@ -81,7 +110,9 @@ impl Lives {
                 })
         };
         match self.0.remove(transfer)? {
-            Standing::Orphaned(live, _) if same(&live) => Some(Ok(live)),
+            // Nothing lives here that could go on: the transfer begins anew.
+            Standing::Orphaned(orphan) if !orphan.live.guests.as_ref().is_some_and(Guests::any_alive) => None,
+            Standing::Orphaned(orphan) if same(&orphan.live) => Some(Ok(orphan.live)),
             standing => {
                 let reason =
                     format!("clones of transfer {transfer} run here: end them first, or choose another name");
@@ -94,32 +125,67 @@ impl Lives {
     /// Forgets what is over, tells the board of the others, and ends clones that have waited for too long; says what happened.
     pub(crate) fn tend(&mut self, orphan_timeout: Duration, board: &Board) -> Vec<String> {
         let mut notes = Vec::new();
-        self.0.retain(|transfer, standing| {
-            let guests = match standing {
-                Standing::Orphaned(Live { guests: None, .. }, _) => return false,
-                Standing::Orphaned(Live { guests: Some(guests), .. }, since) => {
-                    let names = guests.dependent().join(", ");
-                    if since.elapsed() >= orphan_timeout && !names.is_empty() {
-                        let reason =
-                            format!("no sender brought the missing pages for {} s", orphan_timeout.as_secs());
-                        guests.lose(&reason);
-                        notes.push(format!("{transfer}: {reason}: these clones are ended: {names}"));
-                        *since = Instant::now();
-                    }
-                    guests
+        self.0.retain(|transfer, standing| match standing {
+            Standing::Orphaned(orphan) => orphan.tend(transfer, orphan_timeout, board, &mut notes),
+            Standing::Running(guests) => {
+                guests.tend();
+                let alive = guests.any_alive();
+                if alive {
+                    board.write(transfer, None, Vec::new(), guests.status());
+                } else {
+                    board.remove(transfer);
+                    notes.push(format!("{transfer}: no clone is running any more"));
                 }
-                Standing::Running(guests) => guests,
-            };
-            guests.tend();
-            let alive = guests.any_alive();
-            if alive {
-                board.write(transfer, None, Vec::new(), guests.status());
-            } else {
-                board.remove(transfer);
-                notes.push(format!("{transfer}: no clone is running any more"));
+                alive
             }
-            alive
         });
         notes
+    }
+}
+
+impl Orphan {
+    /// Whether it is to be kept: while a clone lives, and after that while other hosts may need what is here.
+    fn tend(
+        &mut self,
+        transfer: &str,
+        orphan_timeout: Duration,
+        board: &Board,
+        notes: &mut Vec<String>,
+    ) -> bool {
+        let Some(guests) = &mut self.live.guests else { return false };
+        let names = guests.dependent().join(", ");
+        let late = self.since.elapsed() >= orphan_timeout;
+        let helpers = self.live.shelf.as_ref().map(|shelf| shelf.helpers()).unwrap_or_default();
+        if names.is_empty() && !helpers.is_empty() && !std::mem::replace(&mut self.told.helped, true) {
+            notes.push(format!(
+                "{transfer}: complete without its sender: {} brought the rest",
+                helpers.join(", ")
+            ));
+        }
+        let hopeless = !names.is_empty() && self.fetching.as_ref().is_some_and(Fetching::is_fruitless);
+        if hopeless && !std::mem::replace(&mut self.told.hopeless, true) {
+            notes.push(format!(
+                "{transfer}: the sender is gone, and no other host has what these clones lack: {names}"
+            ));
+        }
+        if late && !names.is_empty() {
+            let seconds = orphan_timeout.as_secs();
+            let reason =
+                format!("no sender brought the missing pages for {seconds} s, and no other host has them");
+            guests.lose(&reason);
+            notes.push(format!("{transfer}: {reason}: these clones are ended: {names}"));
+            self.since = Instant::now();
+        }
+        guests.tend();
+        let alive = guests.any_alive();
+        if alive {
+            board.write(transfer, None, helpers, guests.status());
+        } else {
+            board.remove(transfer);
+            if !std::mem::replace(&mut self.told.over, true) {
+                notes.push(format!("{transfer}: no clone is running any more"));
+            }
+        }
+        alive || !late
     }
 }

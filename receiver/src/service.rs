@@ -1,12 +1,14 @@
 //! `scatter receive`: listens for senders, authenticates them, and runs one transfer at a time.
 
+use crate::arrival::{accept, preempt};
 use crate::board::Board;
 use crate::driver::{Driver, Ended};
+use crate::fetch::{Fetching, Job};
 use crate::guests::{GuestConfig, GuestError, Guests};
-use crate::link::Link;
 use crate::listen::{Incoming, Shared, address_of, listen};
 use crate::live::{Live, Lives};
 use crate::residents::Kept;
+use crate::shelf::Shelves;
 use crate::store::{Store, StoreError, VmSpec};
 use crossbeam_channel::{Receiver, bounded};
 use net::control::{Listener, with_causes};
@@ -21,8 +23,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use wire::control::{Accept, Offer, RefuseCause, ToSender};
-use wire::limits;
+use wire::control::{Offer, RefuseCause, ToSender};
 
 /// Offers, and refusals to be told, that wait while a transfer runs.
 const OFFERS_MAX: usize = 64;
@@ -107,6 +108,7 @@ pub struct Service {
     lives: Lives,
     board: Board,
     kept: Arc<Kept>,
+    shelves: Shelves,
 }
 
 impl Service {
@@ -136,14 +138,21 @@ impl Service {
             crate::measure::Agent::new(config.measurable.clone(), config.workers, config.store.clone());
         let kept = Arc::clone(&agent.kept);
         let interface = config.interface.clone();
-        let shared =
-            Arc::new(Shared { out, waker: Arc::clone(&waker), interface, agent, board: board.clone() });
+        let shelves = Shelves::default();
+        let shared = Arc::new(Shared {
+            out,
+            waker: Arc::clone(&waker),
+            interface,
+            agent,
+            board: board.clone(),
+            shelves: shelves.clone(),
+        });
         std::thread::Builder::new()
             .name("control".into())
             .spawn(move || runtime.block_on(listen(listener, shared)))
             .map_err(ServiceError::Start)?;
         let (waiting, lives) = (VecDeque::new(), Lives::default());
-        Ok(Self { config, store, waker, incoming, waiting, lives, board, kept })
+        Ok(Self { config, store, waker, incoming, waiting, lives, board, kept, shelves })
     }
 
     /// Serves until `stop` is set, or after the first complete transfer if so configured. Whether the last transfer
@@ -224,10 +233,14 @@ impl Service {
             Err((cause, reason)) => return refuse(cause, reason),
         };
         let intake = Arc::clone(&live.intake);
+        if let Some(shelf) = &live.shelf {
+            shelf.handle_offer(&offer);
+            self.shelves.put(&offer.transfer, shelf, &intake);
+        }
         let (mut sockets, unicast) = match self.sockets(&offer, peer_address, local_address) {
             Ok(bound) => bound,
             Err(reason) => {
-                self.lives.keep(offer.transfer.clone(), live);
+                self.lives.keep(offer.transfer.clone(), live, None);
                 return refuse(RefuseCause::Store, reason);
             }
         };
@@ -251,6 +264,7 @@ impl Service {
             intake,
             residents: self.kept.get(&sender, &offer.transfer),
             workers: self.config.workers,
+            shelf: live.shelf.clone(),
             guests: live.guests.as_mut(),
             tell: &mut |guests: &Guests| {
                 self.board.write(&offer.transfer, Some(&sender), Vec::new(), guests.status());
@@ -264,9 +278,10 @@ impl Service {
         if over {
             self.kept.forget(&sender, &offer.transfer);
         }
-        if live.guests.as_ref().is_some_and(|guests| guests.any_alive()) && !over {
-            // Its clones wait for pages: whoever brings them finds everything as it is.
-            self.lives.keep(offer.transfer, live);
+        if live.guests.is_some() && !over {
+            // Its clones wait for pages: whoever brings them finds everything as it is. And other hosts may need what is here.
+            let fetching = self.fetch(&offer.transfer, &live);
+            self.lives.keep(offer.transfer, live, fetching);
             return Ok(Some(ended));
         }
         let Live { intake, guests, .. } = live;
@@ -275,6 +290,18 @@ impl Service {
             self.lives.keep_running(offer.transfer, guests);
         }
         Ok(Some(ended))
+    }
+
+    /// Asks other hosts for what a transfer without a sender lacks.
+    fn fetch(&self, transfer: &str, live: &Live) -> Option<Fetching> {
+        Some(Fetching::start(Job {
+            transfer: transfer.to_owned(),
+            shelf: Arc::clone(live.shelf.as_ref()?),
+            intake: Arc::clone(&live.intake),
+            identity: Arc::clone(&self.config.identity),
+            vms: live.vms(),
+            waker: Arc::clone(&self.waker),
+        }))
     }
 
     /// The images of a transfer and its guests: those that wait for it, or new ones.
@@ -347,43 +374,5 @@ impl Service {
         let port = if local.ip().to_canonical() == address { sockets.unicast_port() } else { 0 };
         let unicast = SocketAddr::new(address, port);
         Ok((sockets, unicast))
-    }
-}
-
-/// Sends what is held from an earlier run, and the acceptance.
-fn accept(intake: &crate::store::Intake, link: &Link, unicast: SocketAddr, rcvbuf_bytes: usize) {
-    for digests in intake.live_digests().chunks(limits::DIGESTS_MAX) {
-        let held = ToSender::Held { digests: digests.to_vec() };
-        // A closed connection shows itself on the incoming side.
-        link.say(&held);
-    }
-    // The kernel charges a small datagram's whole buffer; half of the buffer is what surely fits.
-    let credit_bytes = (rcvbuf_bytes as u64 / 2).max(64 << 10);
-    let accept = Accept { version: wire::VERSION, unicast, credit_bytes };
-    link.say(&ToSender::Accept(accept));
-}
-
-/// Looks at new connections while a transfer runs: the same transfer again takes over (its sender was started again,
-/// or lost this connection), another one is told to come back.
-fn preempt(
-    offer: &Offer,
-    incoming: &Receiver<Result<Incoming, String>>,
-    waiting: &mut VecDeque<Incoming>,
-) -> Option<String> {
-    match incoming.try_recv().ok()? {
-        Ok(new) if new.offer.transfer == offer.transfer => {
-            waiting.push_back(new);
-            Some("the sender connected anew".into())
-        }
-        Ok(new) => {
-            let reason = format!("transfer {} is under way here: try again when it is over", offer.transfer);
-            let refusal = ToSender::Refuse { cause: RefuseCause::Busy, reason };
-            new.link.say(&refusal);
-            None
-        }
-        Err(reason) => {
-            tracing::warn!(reason, "a connection was refused");
-            None
-        }
     }
 }

@@ -11,6 +11,7 @@ pub use named::{NAMED_CONTENTS_MAX, supply};
 use crate::prepare::{Prepared, Stripe};
 use pages::block::{BlockParts, ContentRun, Encoding, Scratch, UniformPlacement, encode_block};
 use pages::{ContentId, PAGE_SIZE, PageSource, Pfn, UniformRun, VmId, uniform_word};
+use std::ops::Range;
 use wire::Digest;
 
 /// How a session encodes.
@@ -31,6 +32,8 @@ pub struct EncodedBlock {
     pub bytes: Vec<u8>,
     /// BLAKE3 of them.
     pub digest: Digest,
+    /// The contents in it, as a range of its segment's; a content that stands in very many places is in several blocks.
+    pub contents: Range<usize>,
 }
 
 /// Smallest largest symbol of a session: 128 of them hold a page and its placements.
@@ -44,8 +47,8 @@ pub const BLOCK_CONTENTS_MAX: usize = 2048;
 const PLACEMENTS_MAX: usize = 1 << 17;
 
 impl EncodedBlock {
-    fn new(bytes: Vec<u8>) -> Self {
-        Self { digest: *blake3::hash(&bytes).as_bytes(), bytes }
+    fn new(bytes: Vec<u8>, contents: Range<usize>) -> Self {
+        Self { digest: *blake3::hash(&bytes).as_bytes(), bytes, contents }
     }
 }
 
@@ -105,7 +108,7 @@ pub fn encode_stripe(
                 }
                 contents.start = part.contents.end;
                 uniform.start = part.uniform.end;
-                blocks.push(EncodedBlock::new(bytes));
+                blocks.push(EncodedBlock::new(bytes, part.contents));
             }
             tried if count > 1 => {
                 let fitting =
@@ -149,7 +152,7 @@ fn encode_wide(
         let parts = BlockParts { runs: &runs, uniform: &[], contents: &[page] };
         let bytes = encode_block(&parts, plan.encoding, scratch);
         assert!(bytes.len() <= plan.block_bytes_max, "a content and few placements fit a block");
-        blocks.push(EncodedBlock::new(bytes));
+        blocks.push(EncodedBlock::new(bytes, part.contents.clone()));
     }
 }
 

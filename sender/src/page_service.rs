@@ -8,6 +8,7 @@
 
 use pages::Bitmap;
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 use wire::control::Want;
 use wire::limits;
 
@@ -15,6 +16,10 @@ use wire::limits;
 const ANSWER_PAGES: usize = 8;
 /// Pages in one answer ahead of faults.
 const AHEAD_PAGES: usize = 32;
+
+/// A page that a block is expected to bring is answered by itself if it has not come after so long: some batches on the wire, the
+/// question what is missing, and its answer.
+const SHARED_PATIENCE: Duration = Duration::from_millis(30);
 
 /// Pages to send to one host.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -38,6 +43,10 @@ pub struct PageStats {
     pub ahead: u64,
     /// Asked for again while on their way, or after: not sent again.
     pub suppressed: u64,
+    /// Pages that guests waited for and the group's next block, or one on its way, brought in place of an answer.
+    pub shared: u64,
+    /// Of pages that were to come by the group: answered after all, since they did not in time.
+    pub late: u64,
     /// Encoded bytes of all answers.
     pub bytes: u64,
 }
@@ -79,7 +88,8 @@ struct Asked {
     ahead: Bitmap,
 }
 
-/// See the module's text.
+/// See the module's text. The default one has no hosts.
+#[derive(Default)]
 pub struct PageService {
     /// Pages of each VM.
     page_counts: BTreeMap<u16, u32>,
@@ -88,6 +98,8 @@ pub struct PageService {
     vms_of_host: Vec<Vec<u16>>,
     next: usize,
     stats: PageStats,
+    /// Pages that blocks are expected to bring, by the time until which.
+    held: VecDeque<(Duration, usize, u16, u32)>,
     /// Pages that a guest waited for, each once, by VM: with the order of their first faults.
     touched: BTreeMap<u16, (Bitmap, Vec<u32>)>,
 }
@@ -99,7 +111,15 @@ impl PageService {
         let hosts = vms_of_host.iter().map(|_| Host::default()).collect();
         let touched =
             page_counts.iter().map(|(vm, count)| (*vm, (Bitmap::new(*count), Vec::new()))).collect();
-        Self { page_counts, hosts, vms_of_host, next: 0, stats: PageStats::default(), touched }
+        Self {
+            page_counts,
+            hosts,
+            vms_of_host,
+            next: 0,
+            stats: PageStats::default(),
+            held: VecDeque::new(),
+            touched,
+        }
     }
 
     /// Pages of a VM that its clones missed when they touched them, in the order in which the first of them asked.
@@ -122,13 +142,21 @@ impl PageService {
     /// A host has connected: what was on its way on an earlier connection may not have come, and is asked for again.
     pub fn handle_connected(&mut self, host: usize) {
         self.hosts[host] = Host::default();
+        self.held.retain(|(_, other, _, _)| *other != host);
     }
 
-    /// A host asks for pages.
+    /// A host asks for pages. `is_coming` tells of a page of the VM that a guest waits for whether the host's group is about to bring
+    /// it: then it is not answered by itself unless it is late.
     ///
     /// # Errors
     /// [`WantError`]: nothing of it is queued; the host is to be failed.
-    pub fn handle_want(&mut self, host: usize, want: &Want) -> Result<(), WantError> {
+    pub fn handle_want(
+        &mut self,
+        host: usize,
+        want: &Want,
+        now: Duration,
+        is_coming: &mut dyn FnMut(u32) -> bool,
+    ) -> Result<(), WantError> {
         let vm = want.vm;
         let page_count = match self.page_counts.get(&vm) {
             Some(count) if self.vms_of_host[host].contains(&vm) => *count,
@@ -150,7 +178,11 @@ impl PageService {
         for page in &want.pages {
             // One that waits among those ahead, a guest waits for now.
             if asked.taken.set(*page) || asked.ahead.unset(*page) {
-                urgent.push_back((vm, *page));
+                if is_coming(*page) {
+                    self.held.push_back((now + SHARED_PATIENCE, host, vm, *page));
+                } else {
+                    urgent.push_back((vm, *page));
+                }
             } else {
                 self.stats.suppressed += 1;
             }
@@ -170,6 +202,26 @@ impl PageService {
     #[must_use]
     pub fn is_urgent(&self) -> bool {
         self.hosts.iter().any(|host| !host.urgent.is_empty())
+    }
+
+    /// Pages that blocks were to bring and did not in time are to be answered now. `has_come` tells of a host's page whether the host
+    /// has its block.
+    pub fn handle_timeout(&mut self, now: Duration, has_come: &mut dyn FnMut(usize, u16, u32) -> bool) {
+        while let Some((_, host, vm, page)) = self.held.front().copied().filter(|(until, ..)| *until <= now) {
+            self.held.pop_front();
+            if has_come(host, vm, page) {
+                self.stats.shared += 1;
+            } else {
+                self.stats.late += 1;
+                self.hosts[host].urgent.push_back((vm, page));
+            }
+        }
+    }
+
+    /// When [`PageService::handle_timeout`] is due.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Duration> {
+        self.held.front().map(|(until, ..)| *until)
     }
 
     /// The next answer. `has_room` tells whether a host can be sent pages ahead of its faults now.
@@ -234,6 +286,11 @@ mod tests {
         Want { vm, pages: pages.to_vec(), ahead }
     }
 
+    /// Nothing comes by a group.
+    fn ask(service: &mut PageService, host: usize, want: &Want) -> Result<(), WantError> {
+        service.handle_want(host, want, Duration::ZERO, &mut |_| false)
+    }
+
     fn all(service: &mut PageService) -> Vec<(usize, u16, Vec<u32>)> {
         std::iter::from_fn(|| service.poll(&mut |_| true)).map(|a| (a.host, a.vm, a.pages)).collect()
     }
@@ -241,9 +298,9 @@ mod tests {
     #[test]
     fn faults_come_before_pages_ahead_and_hosts_take_turns() {
         let mut service = service();
-        service.handle_want(0, &want(0, &[5, 9], &[(6, 3)])).expect("has the VM");
-        service.handle_want(1, &want(1, &[], &[(0, 2)])).expect("has the VM");
-        service.handle_want(1, &want(1, &[1], &[])).expect("has the VM");
+        ask(&mut service, 0, &want(0, &[5, 9], &[(6, 3)])).expect("has the VM");
+        ask(&mut service, 1, &want(1, &[], &[(0, 2)])).expect("has the VM");
+        ask(&mut service, 1, &want(1, &[1], &[])).expect("has the VM");
         assert!(service.is_urgent());
         let sent = all(&mut service);
         let expected = [(0, 0, vec![5, 9]), (1, 1, vec![1]), (0, 0, vec![6, 7, 8]), (1, 1, vec![0])];
@@ -255,26 +312,26 @@ mod tests {
     fn a_page_is_sent_once_on_a_connection_however_often_it_is_asked_for() {
         let mut service = service();
         for _ in 0..1000 {
-            service.handle_want(0, &want(0, &[1, 1, 2], &[(0, 100)])).expect("has the VM");
+            ask(&mut service, 0, &want(0, &[1, 1, 2], &[(0, 100)])).expect("has the VM");
         }
         let sent: usize = all(&mut service).iter().map(|(_, _, pages)| pages.len()).sum();
         assert_eq!(sent, 100);
         assert_eq!(service.stats().answered + service.stats().ahead, 100);
         assert!(service.stats().suppressed > 100_000);
         service.handle_connected(0);
-        service.handle_want(0, &want(0, &[1], &[])).expect("has the VM");
+        ask(&mut service, 0, &want(0, &[1], &[])).expect("has the VM");
         assert_eq!(all(&mut service), [(0, 0, vec![1])], "another connection");
     }
 
     #[test]
     fn what_a_host_cannot_need_is_refused_and_nothing_of_it_is_queued() {
         let mut service = service();
-        assert_eq!(service.handle_want(0, &want(1, &[0], &[])), Err(WantError::Vm { vm: 1 }));
-        assert_eq!(service.handle_want(0, &want(9, &[0], &[])), Err(WantError::Vm { vm: 9 }));
+        assert_eq!(ask(&mut service, 0, &want(1, &[0], &[])), Err(WantError::Vm { vm: 1 }));
+        assert_eq!(ask(&mut service, 0, &want(9, &[0], &[])), Err(WantError::Vm { vm: 9 }));
         let beyond = WantError::Page { vm: 0, page: 100, page_count: 100 };
-        assert_eq!(service.handle_want(0, &want(0, &[1, 100], &[])), Err(beyond.clone()));
-        assert_eq!(service.handle_want(0, &want(0, &[1], &[(99, 2)])), Err(beyond));
-        let far = service.handle_want(0, &want(0, &[], &[(u32::MAX, u32::MAX)]));
+        assert_eq!(ask(&mut service, 0, &want(0, &[1, 100], &[])), Err(beyond.clone()));
+        assert_eq!(ask(&mut service, 0, &want(0, &[1], &[(99, 2)])), Err(beyond));
+        let far = ask(&mut service, 0, &want(0, &[], &[(u32::MAX, u32::MAX)]));
         assert!(matches!(far, Err(WantError::Page { .. })));
         assert_eq!(all(&mut service), []);
     }
@@ -282,9 +339,33 @@ mod tests {
     #[test]
     fn a_host_without_room_gets_answers_but_nothing_ahead() {
         let mut service = service();
-        service.handle_want(0, &want(0, &[3], &[(10, 5)])).expect("has the VM");
+        ask(&mut service, 0, &want(0, &[3], &[(10, 5)])).expect("has the VM");
         assert_eq!(service.poll(&mut |_| false).map(|answer| answer.pages), Some(vec![3]));
         assert_eq!(service.poll(&mut |_| false), None);
         assert_eq!(service.poll(&mut |_| true).map(|answer| answer.pages.len()), Some(5));
+    }
+
+    #[test]
+    fn what_a_block_is_about_to_bring_is_answered_only_if_it_is_late() {
+        let mut service = service();
+        let now = Duration::from_secs(1);
+        for host in [0, 1] {
+            let mut is_coming = |page| page != 9;
+            service.handle_want(host, &want(0, &[7, 8, 9], &[]), now, &mut is_coming).expect("has the VM");
+        }
+        assert_eq!(all(&mut service), [(0, 0, vec![9]), (1, 0, vec![9])]);
+        let due = service.poll_timeout().expect("some are held");
+        service.handle_timeout(due - Duration::from_millis(1), &mut |_, _, _| panic!("too early"));
+        ask(&mut service, 0, &want(0, &[7], &[])).expect("has the VM");
+        assert_eq!(all(&mut service), [], "asked for again, it is on its way");
+        // Host 1 lost the block of page 8.
+        service.handle_timeout(due, &mut |host, _, page| (host, page) != (1, 8));
+        assert_eq!(all(&mut service), [(1, 0, vec![8])]);
+        assert_eq!((service.stats().shared, service.stats().late), (3, 1));
+        // A connection that is lost takes what is held with it.
+        service.handle_connected(0);
+        service.handle_want(0, &want(0, &[7], &[]), now, &mut |_| true).expect("has the VM");
+        service.handle_connected(0);
+        assert_eq!(service.poll_timeout(), None);
     }
 }

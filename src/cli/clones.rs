@@ -33,6 +33,9 @@ pub(crate) struct Clone {
     /// Which pages are brought before a guest waits for them, beside multicast
     #[arg(long, value_enum, value_delimiter = ',', value_name = "WAYS", default_values = ["working-set", "around"])]
     pub(crate) pre_paging: Vec<PrePaging>,
+    /// How pages come that a guest waits for and several hosts of a group lack
+    #[arg(long, value_enum, value_name = "HOW", default_value_t = SharedFaults::Multicast)]
+    pub(crate) shared_faults: SharedFaults,
     /// When clones start
     #[arg(long, value_enum, value_name = "WHEN", default_value_t = StartWhen::WorkingSet)]
     pub(crate) start: StartWhen,
@@ -61,6 +64,15 @@ pub(crate) enum PrePaging {
     Around,
     /// The recorded working set in first-touch order: its contents are the first blocks, and it is asked for while no blocks come
     WorkingSet,
+}
+
+/// `--shared-faults`.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum SharedFaults {
+    /// Their block goes out next on the group if it is there within 10 ms; by unicast if it is not there 30 ms later
+    Multicast,
+    /// To each host by itself
+    Unicast,
 }
 
 /// `--start`.

@@ -6,8 +6,10 @@ use crate::units;
 use anyhow::Context;
 use std::fs::File;
 use std::time::Duration;
-use vmm::microvm::{Config, MicroVm, Pattern, Report, Workload};
+use vmm::microvm::{Config, Identity, MicroVm, Pattern, Report, Workload};
 
+/// No clone has it.
+const RECORDED: Identity = Identity(1 << 32);
 /// The guest writes all of its memory first.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -49,7 +51,8 @@ fn record(args: &Microvm, vm: &MicroVm, state: &[u8]) {
         return;
     }
     let path = args.dir.join("working-set");
-    let recorded = vmm::microvm::record_working_set(state, vm.memory(), Duration::from_millis(args.record));
+    let recorded =
+        vmm::microvm::record_working_set(state, vm.memory(), RECORDED, Duration::from_millis(args.record));
     let written = recorded.map_err(anyhow::Error::from).and_then(|set| {
         std::fs::write(&path, set.to_bytes())?;
         Ok(set.pages().len())

@@ -84,7 +84,8 @@ fn dependence(transfer: &TransferStatus) -> String {
         None if transfer.clones.iter().any(|clone| clone.missing_pages > 0 && !clone.over) => {
             "NOBODY brings what is missing: start the same `scatter clone` again".to_owned()
         }
-        None => "needs nobody".to_owned(),
+        None if transfer.peers.is_empty() => "needs nobody".to_owned(),
+        None => format!("needs nobody: {} brought what the sender did not", transfer.peers.join(", ")),
     }
 }
 
@@ -121,7 +122,7 @@ fn as_json((host, answer): &(&str, &Result<HostStatus, String>)) -> serde_json::
             "missing_pages": clone.missing_pages, "words": clone.words})
     };
     let transfer = |transfer: &TransferStatus| {
-        json!({"transfer": transfer.transfer, "sender": transfer.sender, "more": transfer.more,
+        json!({"transfer": transfer.transfer, "sender": transfer.sender, "peers": transfer.peers, "more": transfer.more,
             "clones": transfer.clones.iter().map(clone).collect::<Vec<_>>()})
     };
     json!({"host": host, "transfers": status.transfers.iter().map(transfer).collect::<Vec<_>>()})

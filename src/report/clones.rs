@@ -35,6 +35,15 @@ pub(crate) struct ClonesReport {
     pub(crate) pages_ahead: u64,
     /// Pages asked for while on their way, and not sent again.
     pub(crate) wants_suppressed: u64,
+    /// Pages that guests waited for and a block for the whole group brought in place of an answer.
+    #[serde(default)]
+    pub(crate) pages_shared: u64,
+    /// Pages that were to come so and were answered after all, being late.
+    #[serde(default)]
+    pub(crate) pages_late: u64,
+    /// Blocks sent out of turn for such pages.
+    #[serde(default)]
+    pub(crate) blocks_hastened: u64,
     /// Encoded bytes of all answers.
     pub(crate) answer_bytes: u64,
     /// Each clone.
@@ -147,10 +156,13 @@ pub(super) fn text(out: &mut String, clones: &ClonesReport) {
     let p99 = clones.clones.iter().map(|clone| clone.waited_p99_us).max().unwrap_or(0);
     let _ = writeln!(
         out,
-        "answers: {} pages and {} ahead of faults, {}; the slowest clone's p99 of waits {}",
+        "answers: {} pages and {} ahead of faults, {}; {} pages by {} blocks sent next to all, {} of them late; the slowest clone's p99 of waits {}",
         clones.pages_answered,
         clones.pages_ahead,
         bytes(clones.answer_bytes),
+        clones.pages_shared + clones.pages_late,
+        clones.blocks_hastened,
+        clones.pages_late,
         time(float(p99.into()) / 1e6),
     );
     for clone in &clones.clones {

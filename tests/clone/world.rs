@@ -42,6 +42,8 @@ pub(crate) struct World {
     /// Its recorded working set, and how it is used.
     pub(crate) working_set: Vec<u32>,
     pub(crate) paging: Paging,
+    /// Faults of several hosts are answered by the group.
+    pub(crate) shared_faults: bool,
 }
 
 struct Receiver {
@@ -102,6 +104,7 @@ impl World {
             kind: KIND.into(),
             working_set: Vec::new(),
             paging: PAGING,
+            shared_faults: true,
         }
     }
 
@@ -181,6 +184,7 @@ impl World {
             },
             encode: EncodePlan::new(Encoding::Lz4, 1.0, SYMBOL_BYTES),
             threads: 1,
+            shared_faults: self.shared_faults,
             guests: vec![guest],
         };
         let group = Some([239, 77, 3, 1].into());

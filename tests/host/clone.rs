@@ -22,13 +22,13 @@ pub(crate) fn kvm_or_skip(test: &str) -> bool {
     }
 }
 
-struct Clones {
-    fleet: Fleet,
+pub(crate) struct Clones {
+    pub(crate) fleet: Fleet,
     per_host: u32,
 }
 
 impl Clones {
-    fn new(test: &str, hosts: u16, per_host: u32, mib: u32) -> Option<Self> {
+    pub(crate) fn new(test: &str, hosts: u16, per_host: u32, mib: u32) -> Option<Self> {
         if !kvm_or_skip(test) {
             return None;
         }
@@ -37,7 +37,7 @@ impl Clones {
         Some(Self { fleet, per_host })
     }
 
-    fn start_receivers(&mut self) {
+    pub(crate) fn start_receivers(&mut self) {
         self.fleet.stop_receivers();
         for host in self.fleet.numbers() {
             let keys = format!("keys/{}", name(host));
@@ -59,7 +59,7 @@ impl Clones {
     }
 
     /// What `scatter status` says.
-    fn status(&self, plan: &Path) -> String {
+    pub(crate) fn status(&self, plan: &Path) -> String {
         let mut command = self.fleet.lab.host(0).command(env!("CARGO_BIN_EXE_scatter"));
         command.current_dir(self.fleet.dir()).args(["status", "--keys", "keys/src", "--group"]).arg(plan);
         let output = command.output().expect("scatter runs");

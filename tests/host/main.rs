@@ -13,6 +13,7 @@ mod failures;
 mod fleet;
 mod images;
 mod links;
+mod peers;
 mod planned;
 mod process;
 mod qemu;

@@ -6,6 +6,7 @@ mod faults;
 mod forged;
 mod isolation;
 mod judges;
+mod paging;
 mod residents;
 mod transfers;
 mod world;

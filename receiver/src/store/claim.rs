@@ -8,6 +8,7 @@ use super::ledger::{Phase, Survey};
 use super::placement::{self, Placement, Written};
 use super::record::{Digest, Run};
 use super::shared::{Inner, State, Vm};
+use vmm::lazy::Origin;
 
 impl Inner {
     /// Makes the placement's pages this block's own, killing what they belonged to; `None` if the block is held.
@@ -90,12 +91,13 @@ impl Inner {
         placement: &Placement,
         contents: &[u8],
         stale: &[Run],
+        origin: Origin,
     ) -> Result<Written, StoreError> {
         let mut total = Written::default();
         for pieces in placement.pieces.chunk_by(|a, b| a.run.slot == b.run.slot) {
             let vm = &self.vms[pieces[0].run.slot as usize];
             if let Some(lazy) = vm.lazy.get() {
-                total.bytes += lazy.place(vm, pieces, contents)?;
+                total.bytes += lazy.place(vm, pieces, contents, origin)?;
                 if !lazy.beside {
                     continue;
                 }

@@ -1,10 +1,11 @@
 //! One transfer's images on this host while they are received.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 
 use pages::VmId;
 use pages::block::DecodedBlock;
+use vmm::lazy::Origin;
 
 use super::begin;
 use super::checkpoint::{self, Checkpoint};
@@ -67,6 +68,7 @@ impl Intake {
             replace,
             vms,
             table,
+            shelf: OnceLock::new(),
             state: Mutex::new(State {
                 ledger,
                 journal: Arc::new(journal),
@@ -122,6 +124,15 @@ impl Intake {
     /// A full disk, an exhausted quota and other failures to write; pages that a VM does not have and blocks that
     /// contradict themselves, of which nothing is written. After a failed write the block is as good as never placed.
     pub fn place(&self, digest: [u8; 32], block: &DecodedBlock<'_>) -> Result<PlaceStats, StoreError> {
+        self.place_by(digest, block, Origin::Block)
+    }
+
+    pub(super) fn place_by(
+        &self,
+        digest: [u8; 32],
+        block: &DecodedBlock<'_>,
+        origin: Origin,
+    ) -> Result<PlaceStats, StoreError> {
         let inner = &*self.inner;
         let contents = &block.contents;
         let placement = Placement::new(&digest, &block.runs, &block.uniform, contents, &inner.table)?;
@@ -133,7 +144,7 @@ impl Intake {
             stats.already_held = true;
             return Ok(stats);
         };
-        let written = inner.write(&placement, contents, &claim.stale)?;
+        let written = inner.write(&placement, contents, &claim.stale, origin)?;
         (stats.bytes, stats.writes) = (written.bytes, written.calls);
         let zeros = placement.pieces.iter().filter(|piece| piece.fill == Fill::Word(0));
         let stale: u64 = claim.stale.iter().map(|run| u64::from(run.count)).sum();

@@ -3,8 +3,10 @@
 use super::error::{Attempt, StoreError};
 use super::placement::{Fill, Piece};
 use super::shared::Vm;
-use super::{Intake, Store, VmSpec, names};
-use pages::{PAGE_SIZE, VmId};
+use super::{Intake, PlaceStats, Store, VmSpec, names};
+use crate::shelf::Shelf;
+use pages::block::DecodedBlock;
+use pages::{PAGE_SIZE, Page, Pfn, VmId};
 use std::io;
 use std::sync::Arc;
 use vmm::lazy::{LazyError, LazyImage, Origin};
@@ -41,6 +43,41 @@ impl Store {
 }
 
 impl Intake {
+    /// Where the heads of placed blocks are kept from now on, for other hosts; only the first one counts.
+    pub fn keep_heads(&self, shelf: Arc<Shelf>) {
+        let _ = self.inner.shelf.set(shelf);
+    }
+
+    /// A block whose digest matched has been placed.
+    pub(crate) fn note_placed(&self, digest: &[u8; 32], body: &[u8]) {
+        if let Some(shelf) = self.inner.shelf.get() {
+            shelf.placed(digest, body);
+        }
+    }
+
+    /// As [`Intake::place`], for a block that another receiver brought.
+    ///
+    /// # Errors
+    /// Those of [`Intake::place`].
+    pub fn place_from_peer(
+        &self,
+        digest: [u8; 32],
+        block: &DecodedBlock<'_>,
+    ) -> Result<PlaceStats, StoreError> {
+        self.place_by(digest, block, Origin::Peer)
+    }
+
+    /// Copies a page of a VM's image as it stands. Whether it was placed is for the caller to know.
+    ///
+    /// # Errors
+    /// A VM that is not of this intake, a page beyond its whole pages, and failures to read.
+    pub fn read_page(&self, vm: VmId, pfn: Pfn, into: &mut Page) -> Result<(), StoreError> {
+        let slot = self.inner.slot(vm)?;
+        let vm = &self.inner.vms[slot];
+        let read = vm.image.read_exact_at(into, u64::from(pfn.0) * PAGE_SIZE as u64);
+        read.map_err(|error| Attempt::on("read this image", &vm.part).failed(error))
+    }
+
     /// The VM's memory for guests to run on, from now on; and whether it stands beside the image file, since the store is
     /// not in shared memory. To be called before anything of it is placed.
     ///
@@ -68,7 +105,13 @@ impl Intake {
 
 impl Lazy {
     /// Places a block's pieces of one VM; returns the bytes that were new.
-    pub(super) fn place(&self, vm: &Vm, pieces: &[Piece], contents: &[u8]) -> Result<u64, StoreError> {
+    pub(super) fn place(
+        &self,
+        vm: &Vm,
+        pieces: &[Piece],
+        contents: &[u8],
+        origin: Origin,
+    ) -> Result<u64, StoreError> {
         let mut pages = 0;
         for piece in pieces {
             let (first, count) = (piece.run.first, piece.run.count);
@@ -76,9 +119,9 @@ impl Lazy {
                 Fill::Content(content) => {
                     let from = content as usize * PAGE_SIZE;
                     let bytes = &contents[from..from + count as usize * PAGE_SIZE];
-                    self.image.place(first, bytes, Origin::Block)
+                    self.image.place(first, bytes, origin)
                 }
-                Fill::Word(word) => self.image.place_word(first, count, word, Origin::Block),
+                Fill::Word(word) => self.image.place_word(first, count, word, origin),
             };
             pages += u64::from(placed.map_err(|source| vm.lazy_failed(source))?.new);
         }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use crate::shelf::Shelf;
 use pages::VmId;
 
 use super::checkpoint::Checkpoint;
@@ -42,6 +43,8 @@ pub(super) struct Inner {
     pub(super) vms: Vec<Vm>,
     /// The same, as the journal and placements know them.
     pub(super) table: Vec<VmEntry>,
+    /// Where heads of placed blocks are kept, if other hosts may ask for them.
+    pub(super) shelf: OnceLock<Arc<Shelf>>,
     pub(super) state: Mutex<State>,
     /// A block in flight ended, or a VM is not busy any more.
     pub(super) changed: Condvar,

@@ -75,6 +75,8 @@ pub struct TransferConfig {
     pub encode: EncodePlan,
     /// Threads that encode.
     pub threads: usize,
+    /// Pages that guests wait for come by the group where several of its hosts lack them: see [`crate::session::Session::hasten`].
+    pub shared_faults: bool,
     /// VMs that are started at their hosts while their memory arrives; see [`crate::guests::check`].
     pub guests: Vec<GuestInput>,
 }

@@ -5,10 +5,13 @@ use crate::encode::encode_pages;
 use crate::guests::{CloneOutcome, Clones, Packed};
 use crate::page_service::PageService;
 use crate::prepare::Prepared;
-use pages::VmId;
 use pages::block::Scratch;
+use pages::merge::{ContentId, PageIdentity};
+use pages::{Pfn, VmId};
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
+use wire::BlockId;
 use wire::control::{ToHost, ToSender};
 
 /// Bytes of answers to one host not yet written to its connection, beyond which nothing is sent ahead of faults.
@@ -24,6 +27,13 @@ pub(super) struct Guests {
     packed: Packed,
     prepared: Arc<Prepared>,
     scratch: Scratch,
+    /// The block of each content that a group carries, if faults may be answered so.
+    blocks: Vec<Option<NonZeroU32>>,
+}
+
+/// A block's number and one, so that four bytes a content suffice.
+fn numbered(block: BlockId) -> Option<NonZeroU32> {
+    NonZeroU32::new(u32::try_from(block.0 + 1).ok()?)
 }
 
 impl Guests {
@@ -43,11 +53,32 @@ impl Guests {
             packed: Packed::new(guests),
             prepared: Arc::clone(prepared),
             scratch: Scratch::new(),
+            blocks: match config.shared_faults && !guests.is_empty() {
+                true => vec![None; prepared.index.content_count() as usize],
+                false => Vec::new(),
+            },
         }
     }
 }
 
 impl Guests {
+    /// Notes a block that a group will carry, with these contents.
+    pub(super) fn note_block(&mut self, block: BlockId, contents: &[ContentId]) {
+        for id in contents {
+            if let Some(of) = self.blocks.get_mut(id.0 as usize) {
+                *of = numbered(block);
+            }
+        }
+    }
+
+    /// The block that brings a page, if it is known and a group carries it.
+    fn block_of(&self, vm: u16, page: u32) -> Option<BlockId> {
+        let Some(PageIdentity::Content(id)) = self.prepared.index.identity(VmId(vm), Pfn(page)) else {
+            return None;
+        };
+        self.blocks.get(id.0 as usize)?.map(|number| BlockId(u64::from(number.get()) - 1))
+    }
+
     /// Whether clones are still to run before bulk data are encoded.
     pub(super) fn go_first(&self, now: Duration) -> bool {
         let waits = |clone: &CloneOutcome| clone.running.is_none() && clone.failed.is_none();
@@ -70,7 +101,15 @@ impl Transfer {
                 Some(ToSender::Accept(accept))
             }
             ToSender::Want(want) => {
-                if let Err(error) = self.guests.service.handle_want(host, &want) {
+                // Looked up before anything is queued: a host that asks for what it cannot have is failed all the same.
+                let coming: Vec<u32> = (want.pages.iter().copied())
+                    .filter(|page| {
+                        let block = self.guests.block_of(want.vm, *page);
+                        block.is_some_and(|block| self.session.hasten(host, block, now))
+                    })
+                    .collect();
+                let mut is_coming = |page: u32| coming.contains(&page);
+                if let Err(error) = self.guests.service.handle_want(host, &want, now, &mut is_coming) {
                     self.session.fail(host, error.to_string(), now);
                 }
                 None
@@ -88,6 +127,15 @@ impl Transfer {
 
     /// Sends pages that guests wait for, then what fits of those that they will probably touch next.
     pub(super) fn answer_faults(&mut self) {
+        let now = self.start.elapsed();
+        if self.guests.service.poll_timeout().is_some_and(|due| due <= now) {
+            let mut service = std::mem::take(&mut self.guests.service);
+            service.handle_timeout(now, &mut |host, vm, page| {
+                let block = self.guests.block_of(vm, page);
+                block.is_some_and(|block| self.session.has_block(host, block))
+            });
+            self.guests.service = service;
+        }
         let Guests { service, prepared, scratch, .. } = &mut self.guests;
         let queues = &self.queues;
         let mut has_room =

@@ -237,6 +237,7 @@ impl Transfer {
     fn sleep(&mut self) {
         let now = self.start.elapsed();
         let until = self.session.poll_timeout(now).unwrap_or(now).min(now + PROGRESS_EVERY);
+        let until = self.guests.service.poll_timeout().map_or(until, |due| due.min(until));
         match self.happenings.recv_timeout(until.saturating_sub(now)) {
             Ok(happening) => self.take_in(happening),
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
@@ -249,11 +250,19 @@ impl Transfer {
         for (place, block) in blocks.into_iter().enumerate() {
             let len = u32::try_from(block.bytes.len()).expect("at most 1 MiB");
             let id = self.session.handle_block(segment, len, block.digest);
+            let scheduled = &self.schedule.segments[segment];
+            if self.schedule.channels[scheduled.channel].group.is_some() {
+                let contents = &self.prepared.segments[scheduled.segment].contents;
+                self.guests.note_block(id, &contents[block.contents.clone()]);
+            }
             self.keep(id, block.bytes);
             self.origins.push((stripe, place));
             for host in &self.needed_by[segment] {
                 self.needed_bytes[*host] += u64::from(len);
             }
+        }
+        if !self.config.guests.is_empty() {
+            self.session.announce_now();
         }
         if self.stripe_segments.get(stripe + 1) != Some(&segment) {
             self.session.handle_segment_encoded(segment);

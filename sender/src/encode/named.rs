@@ -43,11 +43,11 @@ pub(super) fn encode_stripe(
         placed.sort_unstable();
         let body = (placed.len() <= PLACEMENTS_MAX).then(|| encode_named(&runs(&placed), &names, scratch));
         if let Some(body) = body.filter(|body| body.len() <= bytes_max) {
-            blocks.push(EncodedBlock::new(body));
+            blocks.push(EncodedBlock::new(body, 0..0));
         } else if let [_] = ids {
             // One content that stands in very many places.
             for placed in placed.chunks((bytes_max / 32).max(1)) {
-                blocks.push(EncodedBlock::new(encode_named(&runs(placed), &names, scratch)));
+                blocks.push(EncodedBlock::new(encode_named(&runs(placed), &names, scratch), 0..0));
             }
         } else {
             let (first, rest) = ids.split_at(ids.len() / 2);

@@ -24,6 +24,16 @@ impl Session {
         }
     }
 
+    /// Tells each host of its blocks now, not with the next message: when the sender is gone, a host takes from others only blocks
+    /// that it was told of.
+    pub fn announce_now(&mut self) {
+        for host in 0..self.hosts.len() {
+            if self.hosts[host].connected && !self.hosts[host].unannounced.is_empty() {
+                self.flush_announcements(host);
+            }
+        }
+    }
+
     pub(super) fn flush_announcements(&mut self, host: usize) {
         let ids = std::mem::take(&mut self.hosts[host].unannounced);
         for range in control::ranges(ids.into_iter().map(BlockId)) {

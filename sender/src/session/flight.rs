@@ -133,9 +133,12 @@ impl Session {
         }
     }
 
-    /// The rest of a block that was begun; else the next block of the first segment whose channel has credit.
+    /// The rest of a block that was begun; else one that guests wait for; else the next block of the first segment whose channel has credit.
     fn next_source(&mut self, now: Duration) -> Option<Burst> {
         if let Some(burst) = self.next_waiting(false, now) {
+            return Some(burst);
+        }
+        if let Some(burst) = self.next_hastened(now) {
             return Some(burst);
         }
         for segment in 0..self.segments.len() {
@@ -156,7 +159,7 @@ impl Session {
     }
 
     /// Whether every member of the channel can take another burst. Who cannot is charged for holding it up.
-    fn has_credit(&mut self, channel: usize, now: Duration) -> bool {
+    pub(super) fn has_credit(&mut self, channel: usize, now: Duration) -> bool {
         let burst = self.config.burst_bytes as u64;
         let members = self.channels[channel].spec.hosts.iter().copied();
         let members: Vec<usize> = members.filter(|host| self.hosts[*host].is_member(channel, now)).collect();
@@ -168,7 +171,7 @@ impl Session {
     }
 
     /// Puts a block into flight: for the members of its channel the symbols, for the others a debt.
-    fn start_block(&mut self, segment: usize, id: u64, now: Duration) {
+    pub(super) fn start_block(&mut self, segment: usize, id: u64, now: Duration) {
         let channel = self.segments[segment].channel;
         let block = &mut self.blocks[index(BlockId(id))];
         block.sent = true;

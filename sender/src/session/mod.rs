@@ -21,6 +21,7 @@ mod judge;
 mod questions;
 mod repair;
 mod reports;
+mod shared;
 mod spec;
 
 pub use config::SessionConfig;
@@ -66,6 +67,8 @@ pub struct Session {
     dirty: BTreeSet<u64>,
     /// What is left of the blocks begun.
     bursts: VecDeque<Burst>,
+    /// Blocks that guests on several hosts wait for, with the number of hosts that asked: the most wanted first.
+    hastened: Vec<(u32, u64)>,
     /// Symbols asked for, and recalled blocks.
     repairs: VecDeque<Burst>,
     /// The next burst is a repair, if there is one.
@@ -113,6 +116,7 @@ impl Session {
             in_flight: BTreeMap::new(),
             dirty: BTreeSet::new(),
             bursts: VecDeque::new(),
+            hastened: Vec::new(),
             repairs: VecDeque::new(),
             repair_turn: false,
             stalled: false,

@@ -116,6 +116,8 @@ pub struct SessionStats {
     pub catch_up_bytes: u64,
     /// Blocks that a group carried once more, for several members that owed them.
     pub recalled_blocks: u64,
+    /// Blocks sent out of turn, since guests on several hosts wait for their pages.
+    pub hastened_blocks: u64,
     /// Groups joined and left, summed over hosts.
     pub joins: u64,
     /// See `joins`.

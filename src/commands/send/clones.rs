@@ -171,6 +171,9 @@ pub(super) fn report(plan: &Plan, outcome: &driver::Outcome, prepare: Duration) 
         pages_answered: outcome.pages.answered,
         pages_ahead: outcome.pages.ahead,
         wants_suppressed: outcome.pages.suppressed,
+        pages_shared: outcome.pages.shared,
+        pages_late: outcome.pages.late,
+        blocks_hastened: outcome.stats.hastened_blocks,
         answer_bytes: outcome.pages.bytes,
         clones: all.iter().map(clone).collect(),
     })

@@ -8,7 +8,7 @@ mod schedule;
 mod sources;
 
 use crate::cli::args::Send;
-use crate::cli::clones::Clone;
+use crate::cli::clones::{Clone, SharedFaults};
 use crate::cli::exit::{Coded, Exit, Failure, Outcome};
 use crate::cli::parse::{EncodingChoice, SymbolSize};
 use crate::commands::{host_addresses, load_keys, read_plan, sender_keys, sending_interface, threads};
@@ -116,6 +116,7 @@ fn send(args: &Send, launch: Option<&Clone>) -> Outcome {
         session: session_config(args, &plan, symbol),
         encode: EncodePlan::new(encoding, ratio, symbol),
         threads,
+        shared_faults: launch.is_some_and(|args| args.shared_faults == SharedFaults::Multicast),
         guests,
     };
     let mut sent = Sent::new(&plan, &prepared, &schedule, settings, prepare);

@@ -1,7 +1,7 @@
 //! The receiver's end.
 
 use super::{Control, ControlError, Peer, tls, tune};
-use crate::pki::{Identity, Role};
+use crate::pki::{Identity, PEER_PROTOCOL, Role};
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -127,11 +127,14 @@ async fn authenticate(
     let mut stream = TlsStream::from(stream);
     let info = tls::peer_info(&stream, unnamed)?;
     let peer = Peer { name: Some(info.name().to_owned()), addr: unnamed.addr };
-    let sender = info.has_role(Role::Sender);
-    tls::write_greeting(&mut stream, &peer, identity, sender).await?;
-    if !sender {
-        return Err(ControlError::WrongRole { peer, role: Role::Sender });
+    // What it comes as is told by the protocol that it speaks; whoever listens here lets each say only what it may.
+    let calls_a_peer = stream.get_ref().1.alpn_protocol() == Some(PEER_PROTOCOL);
+    let caller = if calls_a_peer { Role::Receiver } else { Role::Sender };
+    let welcome = info.has_role(caller);
+    tls::write_greeting(&mut stream, &peer, identity, welcome).await?;
+    if !welcome {
+        return Err(ControlError::WrongRole { peer, role: caller });
     }
     tls::read_greeting(&mut stream, &peer, identity, Role::Receiver).await?;
-    Ok(Control { stream, peer })
+    Ok(Control { stream, peer, caller })
 }

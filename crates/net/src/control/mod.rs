@@ -44,9 +44,16 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(3);
 pub struct Control {
     stream: TlsStream<TcpStream>,
     peer: Peer,
+    caller: Role,
 }
 
 impl Control {
+    /// As what the end that connected came: a sender, or a receiver that calls another.
+    #[must_use]
+    pub fn caller(&self) -> Role {
+        self.caller
+    }
+
     /// The peer's name, from its certificate, and address.
     #[must_use]
     pub fn peer(&self) -> &Peer {
@@ -79,7 +86,29 @@ pub async fn connect(
     identity: &Identity,
     expected_host: &str,
 ) -> Result<Control, ControlError> {
-    identity.require_role(Role::Sender)?;
+    connect_as(Role::Sender, addr, identity, expected_host).await
+}
+
+/// Connects to another receiver, as a receiver: as [`connect`], but the role that this host needs is that one, and the other end is
+/// told that no sender calls.
+///
+/// # Errors
+/// [`ControlError`], with host, address, cause and way out.
+pub async fn connect_peer(
+    addr: SocketAddr,
+    identity: &Identity,
+    expected_host: &str,
+) -> Result<Control, ControlError> {
+    connect_as(Role::Receiver, addr, identity, expected_host).await
+}
+
+async fn connect_as(
+    role: Role,
+    addr: SocketAddr,
+    identity: &Identity,
+    expected_host: &str,
+) -> Result<Control, ControlError> {
+    identity.require_role(role)?;
     let peer = Peer { name: Some(expected_host.to_owned()), addr };
     let bad_name = || PkiError::BadName { name: expected_host.to_owned() };
     let name = ServerName::try_from(expected_host.to_owned()).map_err(|_| bad_name())?;
@@ -97,14 +126,15 @@ pub async fn connect(
     };
     tune(&tcp).map_err(|source| ControlError::Io { peer: peer.clone(), step, source })?;
     let handshake = async {
-        let connector = TlsConnector::from(identity.client());
+        let config = if role == Role::Sender { identity.client() } else { identity.peer_client() };
+        let connector = TlsConnector::from(config);
         let stream = connector
             .connect(name, tcp)
             .await
             .map_err(|error| tls::explain(error, &peer, identity, "the TLS handshake"))?;
         let mut stream = TlsStream::from(stream);
         let info = tls::peer_info(&stream, &peer)?;
-        tls::read_greeting(&mut stream, &peer, identity, Role::Sender).await?;
+        tls::read_greeting(&mut stream, &peer, identity, role).await?;
         tls::write_greeting(&mut stream, &peer, identity, info.has_role(Role::Receiver)).await?;
         if !info.has_role(Role::Receiver) {
             return Err(ControlError::WrongRole { peer: peer.clone(), role: Role::Receiver });
@@ -112,7 +142,7 @@ pub async fn connect(
         Ok(stream)
     };
     match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
-        Ok(stream) => Ok(Control { stream: stream?, peer }),
+        Ok(stream) => Ok(Control { stream: stream?, peer, caller: role }),
         Err(_) => Err(ControlError::TimedOut { peer, step: "the TLS handshake" }),
     }
 }

@@ -15,6 +15,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The application protocol in the TLS handshake: another version is refused before a word is said.
 const PROTOCOL: &[u8] = b"vmscatter/1";
+/// The one by which a receiver calls another.
+pub(crate) const PEER_PROTOCOL: &[u8] = b"vmscatter-peer/1";
 
 /// Who this host is: its certificate, key and CA.
 #[derive(Clone)]
@@ -160,6 +162,13 @@ impl Identity {
         Arc::clone(&self.client)
     }
 
+    /// For calls to other receivers.
+    pub(crate) fn peer_client(&self) -> Arc<ClientConfig> {
+        let mut config = ClientConfig::clone(&self.client);
+        config.alpn_protocols = vec![PEER_PROTOCOL.to_vec()];
+        Arc::new(config)
+    }
+
     pub(crate) fn server(&self) -> Arc<ServerConfig> {
         Arc::clone(&self.server)
     }
@@ -288,7 +297,7 @@ fn server_config(
         .with_single_cert(chain, key)?;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
-    config.alpn_protocols = vec![PROTOCOL.to_vec()];
+    config.alpn_protocols = vec![PROTOCOL.to_vec(), PEER_PROTOCOL.to_vec()];
     Ok(config)
 }
 

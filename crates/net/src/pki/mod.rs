@@ -14,6 +14,7 @@ mod identity;
 mod issue;
 
 pub use describe::{CertificateInfo, describe};
+pub(crate) use identity::PEER_PROTOCOL;
 pub use identity::{Identity, seed_randomness};
 pub(crate) use identity::{Verdict, judge};
 pub use issue::{HostFiles, create_ca, issue_host};

@@ -19,6 +19,7 @@ mod encoding;
 mod header;
 mod named;
 mod placements;
+mod rebuild;
 #[cfg(test)]
 mod tests;
 mod varint;
@@ -30,6 +31,7 @@ pub use encode::{body_len_max, encode_block};
 pub use encoding::{Encoding, ParseEncodingError};
 pub use header::HEADER_LEN;
 pub use named::{NamedBlock, decode_named, encode_named, is_named};
+pub use rebuild::{body_head, rebuild_body};
 
 use crate::page::{Page, Pfn, UniformRun, VmId};
 

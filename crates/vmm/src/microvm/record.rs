@@ -8,9 +8,6 @@ use pages::{PAGE_SIZE, uniform_word};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// No clone has it: what each does by its identity is not what all have in common.
-const RECORDED: Identity = Identity(1 << 32);
-
 /// Why a working set cannot be recorded.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -29,7 +26,8 @@ pub enum RecordError {
     Faults(#[from] UffdError),
 }
 
-/// Restores a snapshot, of a state as [`VmState::to_bytes`] writes it and the paused VM's memory, lets it run for `time`, and
+/// Restores a snapshot, of a state as [`VmState::to_bytes`] writes it and the paused VM's memory, lets it run as `identity` (one that
+/// no clone has: what each does by its identity is not what all have in common) for `time`, and
 /// returns the pages that it touched in the order of their first touches.
 ///
 /// # Errors
@@ -40,6 +38,7 @@ pub enum RecordError {
 pub fn record_working_set(
     state: &[u8],
     memory: &GuestMemory,
+    identity: Identity,
     time: Duration,
 ) -> Result<WorkingSet, RecordError> {
     let state = VmState::from_bytes(state).map_err(MicroVmError::from)?;
@@ -55,7 +54,7 @@ pub fn record_working_set(
     }
     let own = Arc::new(GuestMemory::anonymous(memory.len())?);
     let uffd = Uffd::for_memory(&own, Backing::Anonymous)?;
-    let mut vm = MicroVm::restore(&state, Arc::clone(&own), RECORDED)?;
+    let mut vm = MicroVm::restore(&state, Arc::clone(&own), identity)?;
     let server = PageServer::start()?;
     let guard = Guard::Hook(Box::new(vm.ender()));
     let regions = vec![Region::whole(&own)];
