@@ -29,10 +29,13 @@ fn clones_run_by_their_page_faults_long_before_their_memory_is_there() {
         outcome.wall, outcome.pages
     );
     assert!(first < outcome.wall / 2, "they ran after {first:?} of {:?}", outcome.wall);
-    assert!(outcome.pages.answered > 0 && outcome.pages.ahead == 0, "blocks come: {:?}", outcome.pages);
+    // Pages are asked for ahead only if no block came for half a second, which answers may crowd out at this rate.
+    assert!(outcome.pages.ahead * 10 <= outcome.pages.answered, "blocks come: {:?}", outcome.pages);
     // Each page at most once to each of two hosts.
     assert!(outcome.pages.answered + outcome.pages.ahead <= 2 * u64::from(PAGES));
-    assert_eq!(world.checked_pages(), 6 * u64::from(PAGES), "every clone checked all of its memory");
+    // Guests go on after the transfer: every one checks all of its memory, once.
+    wait_until(PATIENCE, "all pages are checked", || world.checked_pages() >= 6 * u64::from(PAGES));
+    assert_eq!(world.checked_pages(), 6 * u64::from(PAGES));
     world.check_images();
 }
 
@@ -48,6 +51,7 @@ fn a_sender_that_comes_back_finds_the_clones_waiting() {
     let outcome = world.send(2, None).finish(PATIENCE);
     assert!(outcome.is_complete(), "{:?}", outcome.hosts);
     assert!(outcome.clones.all().iter().all(|clone| clone.failed.is_none() && clone.running.is_some()));
+    wait_until(PATIENCE, "all pages are checked", || world.checked_pages() >= 4 * u64::from(PAGES));
     assert_eq!(world.checked_pages(), 4 * u64::from(PAGES));
     world.check_images();
 }
