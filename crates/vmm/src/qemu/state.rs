@@ -35,7 +35,7 @@ pub enum StateError {
 ///
 /// Encoded as: 8 bytes `VMSQEMU1`, u32 big-endian length of a JSON head (section id, blocks, fingerprint, lengths of the
 /// pieces), the head, then prefix, early, devices, description.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Default, Debug)]
 pub struct DeviceState {
     /// Magic and configuration of the stream, without capabilities that its layout would depend on.
     pub prefix: Vec<u8>,

@@ -1,12 +1,15 @@
 //! Running VMs are taken away, and run elsewhere while the rest of their memory follows.
 
 use crate::support::{
-    NONE, TICK_WITHIN, boot, dir, identity, machine, settled, ticks, ticks_on, wait_for_ticks,
+    NONE, TICK_WITHIN, boot, dir, empty_image, identity, machine, sent, settled, ticks, ticks_on,
+    wait_for_ticks,
 };
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
-use vmm::qemu::capture::{EvacuateOptions, evacuate};
-use vmm::qemu::{EmitMode, EmitOptions, Emitter, QemuError};
+use vmm::lazy::Origin;
+use vmm::qemu::capture::{DepartFiles, DepartingVm, EvacuateOptions, evacuate};
+use vmm::qemu::{EmitMode, EmitOptions, Emitter, Qmp, QemuError};
 
 fn options(image: &std::path::Path) -> EvacuateOptions<'_> {
     EvacuateOptions {
@@ -89,4 +92,69 @@ fn a_vm_that_cannot_be_taken_away_runs_on() {
     assert_eq!(status["running"], false);
 
     source.quit();
+}
+
+/// A second monitor: one serves one client at a time.
+const MONITOR: &[&str] = &["-qmp", "unix:{dir}/leave.sock,server=on,wait=off"];
+
+#[test]
+fn a_departing_vm_can_go_on_until_it_has_settled_and_its_pages_are_told_apart_by_version() {
+    let Some(machine) = machine(128, MONITOR) else { return };
+    let dir = dir();
+    let mut source = boot(&machine, dir.path(), "source");
+    let monitor = source.dir().join("leave.sock");
+    let depart = |name: &str| {
+        let files = DepartFiles {
+            first: dir.path().join(format!("{name}-first")),
+            newer: dir.path().join(format!("{name}-newer")),
+        };
+        let qmp = Qmp::connect(&monitor, TICK_WITHIN).unwrap();
+        (DepartingVm::begin(qmp, &files, &AtomicBool::new(false)).unwrap(), files)
+    };
+    // It runs on while it is followed, and when it is let go after it was stopped.
+    let (mut vm, _) = depart("tried");
+    ticks_on(&mut source);
+    let changed = vm.follow(Duration::from_millis(200)).unwrap().count();
+    assert!(changed > 0, "a guest that writes");
+    vm.stop().unwrap();
+    vm.resume().unwrap();
+    drop(vm);
+    ticks_on(&mut source);
+    // A process that dies before it settles leaves it running.
+    let (mut vm, _) = depart("dropped");
+    vm.stop().unwrap();
+    drop(vm);
+    ticks_on(&mut source);
+
+    let (mut vm, files) = depart("left");
+    ticks_on(&mut source);
+    let state = vm.stop().unwrap();
+    vm.settle().unwrap();
+    let (newer, _) = vm.newer();
+    println!("{} of {} pages changed meanwhile", newer.count(), newer.len());
+    let last = ticks(&source).len();
+    let image = empty_image(&state);
+    for (file, ranges) in [
+        (&files.first, newer.iter_unset_ranges().collect::<Vec<_>>()),
+        (&files.newer, newer.iter_set_ranges().collect()),
+    ] {
+        let bytes = std::fs::read(file).unwrap();
+        for run in ranges {
+            let at = |page: u32| page as usize * 4096;
+            image.place(run.start, &bytes[at(run.start)..at(run.end)], Origin::Block).unwrap();
+        }
+    }
+    let mut target = machine.wait_for_vm(identity("target"), &dir.path().join("target")).unwrap();
+    let options = EmitOptions::new(EmitMode::Postcopy);
+    Emitter::start(&mut target.qmp, image, sent(&state), options).unwrap().wait().unwrap();
+    settled(&mut target);
+    ticks_on(&mut target);
+    let first = usize::try_from(ticks(&target)[0]).unwrap();
+    assert!((last..last + 3).contains(&first), "from {last} to {first}");
+    assert_eq!(ticks(&source).len(), last, "the source stands");
+    // Only the one who may do so starts it again, here after the target has ended.
+    target.quit();
+    vm.resume().unwrap();
+    ticks_on(&mut source);
+    vm.quit().unwrap();
 }

@@ -162,6 +162,26 @@ impl Sink {
         &self.tail
     }
 
+    pub(super) fn fingerprint(&self) -> &Fingerprint {
+        &self.fingerprint
+    }
+
+    /// Everything but the pages, of a stream whose tail is whole.
+    pub(super) fn state(&mut self) -> Result<DeviceState, QemuError> {
+        self.ram.flush()?;
+        let tail = split_tail(&self.tail)?;
+        Ok(DeviceState {
+            prefix: without_capabilities(&self.prefix),
+            section: self.section,
+            early: self.early.clone(),
+            switchover_start: self.switchover_start,
+            devices: tail.devices.to_vec(),
+            description: tail.description.to_vec(),
+            blocks: self.blocks.clone(),
+            fingerprint: self.fingerprint.clone(),
+        })
+    }
+
     /// The whole, once the stream has ended.
     pub(super) fn finish(self) -> Result<Taken, QemuError> {
         let tail = split_tail(&self.tail)?;

@@ -6,8 +6,10 @@
 //! | `MappedRam` | QEMU 9.0; asked for by name | runs while its pages are written |
 //! | `LiveStream` | nothing | runs while its pages are sent |
 //!
-//! [`evacuate`] takes a VM away by pre-copy and post-copy: the source cannot go on by itself afterwards.
+//! [`evacuate`] takes a VM away by pre-copy and post-copy: the source cannot go on by itself afterwards. [`DepartingVm`] takes
+//! one in steps, so that it can go on until its new host has it.
 
+mod depart;
 mod driver;
 mod evacuate;
 mod live;
@@ -17,6 +19,7 @@ mod ram_file;
 mod settings;
 mod shared;
 
+pub use depart::{DepartFiles, DepartingVm, resume_stopped};
 pub use evacuate::{EvacuateOptions, Evacuated, Switched, evacuate};
 pub use live::import_stream;
 pub use mapped::import_mapped_ram;
