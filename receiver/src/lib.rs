@@ -16,6 +16,7 @@ pub mod check;
 pub mod driver;
 mod fetch;
 pub mod guests;
+pub mod handover;
 mod id_hash;
 pub mod link;
 mod listen;

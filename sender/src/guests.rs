@@ -3,7 +3,7 @@
 use std::time::Duration;
 use wire::control::{
     Attachment, AttachmentOffer, CloneOffer, FaultFigures, FirstTouched, GuestOffer, GuestReport, GuestState,
-    Paging, ToHost,
+    LeaveOffer, Paging, ToHost,
 };
 use wire::limits;
 
@@ -21,6 +21,8 @@ pub struct GuestInput {
     pub fingerprint: String,
     /// Names and bytes of what is needed beside the memory.
     pub attachments: Vec<(String, Vec<u8>)>,
+    /// It is no clone: the VM itself moves to its one host, its attachments are told when it stands.
+    pub leaves: Option<LeaveOffer>,
     /// The clones, each with the index of its host; positions in the list over all VMs are the clones' numbers.
     pub clones: Vec<(usize, String)>,
     /// Its recorded working set: pages in first-touch order, none twice. Hosts are told of it; that its contents are sent first is
@@ -178,11 +180,7 @@ pub(crate) fn offers(guests: &[GuestInput], host: usize) -> Vec<GuestOffer> {
         if clones.is_empty() {
             continue;
         }
-        let attachments = guest.attachments.iter().map(|(name, bytes)| AttachmentOffer {
-            name: name.clone(),
-            len: u32::try_from(bytes.len()).expect("checked before"),
-            digest: *blake3::hash(bytes).as_bytes(),
-        });
+        let attachments = guest.attachments.iter().map(|(name, bytes)| attachment_offer(name, bytes));
         offers.push(GuestOffer {
             vm: guest.vm,
             kind: guest.kind.clone(),
@@ -191,9 +189,22 @@ pub(crate) fn offers(guests: &[GuestInput], host: usize) -> Vec<GuestOffer> {
             clones,
             working_set: u32::try_from(guest.working_set.len()).expect("checked before"),
             paging: guest.paging,
+            leaves: guest.leaves,
         });
     }
     offers
+}
+
+/// What a host is told of an attachment before it comes.
+///
+/// # Panics
+/// If it is longer than [`limits::ATTACHMENT_BYTES_MAX`], which [`check`] refuses.
+pub(crate) fn attachment_offer(name: &str, bytes: &[u8]) -> AttachmentOffer {
+    AttachmentOffer {
+        name: name.to_owned(),
+        len: u32::try_from(bytes.len()).expect("checked before"),
+        digest: *blake3::hash(bytes).as_bytes(),
+    }
 }
 
 /// The attachments of each guest as messages, compressed once for all hosts.
@@ -225,7 +236,7 @@ impl Packed {
     }
 }
 
-fn parts(vm: u16, index: usize, bytes: &[u8]) -> Vec<ToHost> {
+pub(crate) fn parts(vm: u16, index: usize, bytes: &[u8]) -> Vec<ToHost> {
     let packed = zstd::bulk::compress(bytes, ATTACHMENT_LEVEL).expect("memory for 16 MiB");
     let index = u8::try_from(index).expect("at most 8 attachments");
     let chunks: Vec<&[u8]> = packed.chunks(limits::ATTACHMENT_PART_BYTES_MAX).collect();

@@ -13,9 +13,11 @@
 
 #![forbid(unsafe_code)]
 
+pub mod departure;
 pub mod driver;
 pub mod encode;
 pub mod guests;
+pub mod handover;
 pub mod measure;
 pub mod page_service;
 pub mod prepare;

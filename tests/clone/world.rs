@@ -160,6 +160,7 @@ impl World {
             .iter()
             .flat_map(|host| (0..clones).map(move |clone| (*host, format!("golden-h{host}-{clone}"))));
         let guest = GuestInput {
+            leaves: None,
             vm: 0,
             kind: self.kind.clone(),
             fingerprint: "any".into(),

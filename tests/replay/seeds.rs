@@ -96,6 +96,7 @@ fn guest() -> GuestOffer {
         clones,
         working_set: 3,
         paging: Paging { around: 16, working_set: true, wait_ms: 250 },
+        leaves: None,
     }
 }
 

@@ -4,6 +4,7 @@ mod attack;
 mod fairness;
 mod faults;
 mod forged;
+mod handover;
 mod isolation;
 mod judges;
 mod paging;

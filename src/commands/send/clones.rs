@@ -50,6 +50,7 @@ pub(super) fn guests(plan: &Plan, args: &Clone, sources: &Sources) -> Outcome<Ve
             kind: launch.kind.clone(),
             fingerprint: fingerprint(&planned.name, launch, &attachments)?,
             attachments,
+            leaves: None,
             clones: clones.collect(),
             working_set: working_set(args, planned, sources.images[usize::from(vm)].page_count())?,
             paging,

@@ -20,6 +20,7 @@ mod demand;
 mod error;
 mod news;
 mod place;
+mod renew;
 #[cfg(test)]
 mod tests;
 
@@ -32,6 +33,7 @@ use bits::Bits;
 use demand::Demands;
 use memmap2::{MmapOptions, MmapRaw};
 use news::Board;
+use renew::Renewals;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
@@ -63,6 +65,7 @@ pub struct LazyImage {
     zero_count: AtomicU64,
     answered_count: [AtomicU64; 2],
     duplicates: AtomicU64,
+    renewals: Renewals,
 }
 
 impl LazyImage {
@@ -125,6 +128,7 @@ impl LazyImage {
             zero_count: AtomicU64::new(0),
             answered_count: [const { AtomicU64::new(0) }; 2],
             duplicates: AtomicU64::new(0),
+            renewals: Renewals::new(page_count),
         })
     }
 

@@ -119,7 +119,11 @@ impl LazyImage {
         }
         let all = first..first + count;
         let (mut placed, mut differs) = (Placed::default(), None);
-        let mut unknown = vec![all.clone()];
+        // A block brings the version that it was made of.
+        let (_current, mut unknown) = match origin {
+            Origin::Block => self.renewals.current(all),
+            Origin::Sender | Origin::Peer => (None, vec![all]),
+        };
         while let Some(range) = unknown.pop() {
             let mine = self.claimed.set(range.clone());
             for (index, run) in mine.iter().enumerate() {

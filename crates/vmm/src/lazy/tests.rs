@@ -222,3 +222,28 @@ fn what_could_not_be_written_stays_missing_and_can_be_placed_again() {
     assert_eq!(image.missing(0..64).first(), Some(&(16..64)), "what was written before is here");
     assert_eq!(image.place(16, &bytes_of(16..64), Origin::Block).expect("in range").new, 48);
 }
+
+#[test]
+fn a_stale_page_is_missing_until_its_newest_version_comes_and_no_block_brings_it() {
+    let image = LazyImage::memfd("renewed", 300).expect("memory");
+    let old = [7; PAGE_SIZE];
+    image.place_word(0, 300, 0x0707_0707_0707_0707, Origin::Block).expect("room");
+    assert!(image.is_complete());
+    image.renew(10, 100).expect("in the image");
+    assert_eq!(image.missing_count(), 100);
+    // Pages that were still under way are old, too.
+    assert_eq!(image.place(9, &old.repeat(3), Origin::Block).expect("heard").new, 0);
+    assert!(!image.is_here(10) && !image.is_here(11) && image.is_here(9));
+    image.place(10, &[1; PAGE_SIZE], Origin::Sender).expect("newest");
+    image.place_word(11, 99, 0, Origin::Sender).expect("newest");
+    assert!(image.is_complete());
+    image.place(10, &old, Origin::Block).expect("left out");
+    assert_eq!(image.page(10), Some(&[1; PAGE_SIZE]));
+    assert_eq!(image.page(60), Some(&[0; PAGE_SIZE]), "nothing of the old bytes is left");
+    // A page may change again, as long as nobody runs on it.
+    image.renew(10, 1).expect("in the image");
+    image.place(10, &[2; PAGE_SIZE], Origin::Sender).expect("newest");
+    assert_eq!(image.page(10), Some(&[2; PAGE_SIZE]));
+    assert!(image.renew(299, 2).is_err());
+    assert_eq!(image.stats().here, 300);
+}

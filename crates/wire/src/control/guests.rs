@@ -12,7 +12,7 @@
 //!   ◀────────────── Guest (complete, figures)
 //! ```
 
-use super::ControlError;
+use super::{ControlError, LeaveOffer};
 use super::check::at_most;
 use crate::{Digest, limits};
 use serde::{Deserialize, Serialize};
@@ -54,6 +54,8 @@ pub struct FirstTouched {
     pub vm: u16,
     /// At most [`limits::FIRST_TOUCHED_MAX`].
     pub pages: Vec<u32>,
+    /// It is no clone: the VM itself moves here. Its attachments are told when it stands, and it is one `clone`.
+    pub leaves: Option<LeaveOffer>,
 }
 
 /// Device state, settings: bytes that a VM needs beside its memory.
@@ -179,10 +181,7 @@ impl GuestOffer {
         at_most("guest kind", self.kind.len(), limits::NAME_BYTES_MAX)?;
         at_most("fingerprint", self.fingerprint.len(), limits::FINGERPRINT_BYTES_MAX)?;
         at_most("attachments", self.attachments.len(), limits::ATTACHMENTS_MAX)?;
-        for attachment in &self.attachments {
-            at_most("attachment name", attachment.name.len(), limits::NAME_BYTES_MAX)?;
-            at_most("attachment length", attachment.len as usize, limits::ATTACHMENT_BYTES_MAX)?;
-        }
+        self.attachments.iter().try_for_each(AttachmentOffer::check)?;
         at_most("clones", self.clones.len(), limits::CLONES_MAX)?;
         at_most("working set", self.working_set as usize, limits::WORKING_SET_MAX)?;
         self.clones
@@ -194,6 +193,13 @@ impl GuestOffer {
 impl FirstTouched {
     pub(super) fn check(&self) -> Result<(), ControlError> {
         at_most("pages touched first", self.pages.len(), limits::FIRST_TOUCHED_MAX)
+    }
+}
+
+impl AttachmentOffer {
+    pub(super) fn check(&self) -> Result<(), ControlError> {
+        at_most("attachment name", self.name.len(), limits::NAME_BYTES_MAX)?;
+        at_most("attachment length", self.len as usize, limits::ATTACHMENT_BYTES_MAX)
     }
 }
 

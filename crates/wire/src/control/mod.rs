@@ -23,6 +23,7 @@
 
 mod check;
 mod guests;
+mod handover;
 pub mod measure;
 mod peers;
 mod ranges;
@@ -37,6 +38,7 @@ pub use guests::{
     PageRange, Paging, Want,
 };
 pub use peers::{Circle, Fetch, Fetched, Peer};
+pub use handover::{HostWord, LeaveOffer, SourceWord};
 pub use ranges::{BlockRange, ranges};
 pub use status::{CloneStatus, HostStatus, TransferStatus};
 pub use to_host::{Announce, Join, Offer, Probe, Through, ToHost, VmOffer};

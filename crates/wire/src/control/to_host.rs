@@ -2,8 +2,8 @@
 
 use super::check::{at_most, check_block_len, check_ids, check_ranges};
 use super::{
-    Attachment, BlockRange, Circle, ControlError, Fetch, FirstTouched, GuestOffer, Message, Peer, measure,
-    peers,
+    Attachment, BlockRange, Circle, ControlError, Fetch, FirstTouched, GuestOffer, Message, Peer, SourceWord,
+    measure, peers,
 };
 use crate::seal::ChannelSecret;
 use crate::{ChannelId, Digest, VERSION, limits};
@@ -67,6 +67,13 @@ pub enum ToHost {
         /// The body, with the same placements.
         #[serde(with = "serde_bytes")]
         body: Vec<u8>,
+    },
+    /// Of a VM that leaves the sender's host.
+    HandOver {
+        /// The VM.
+        vm: u16,
+        /// What is said of it.
+        word: SourceWord,
     },
 }
 
@@ -210,6 +217,7 @@ impl Message for ToHost {
             Self::Pages { body } => at_most("pages", body.len(), limits::BLOCK_BYTES_MAX as usize),
             Self::FirstTouched(part) => part.check(),
             Self::Fetch(fetch) => fetch.check(),
+            Self::HandOver { word, .. } => word.check(),
             Self::Join(_) | Self::Leave { .. } | Self::Release | Self::Status => Ok(()),
         }
     }

@@ -1,7 +1,9 @@
 //! What a host says to the sender.
 
 use super::check::{at_most, check_ranges};
-use super::{BlockRange, ControlError, Fetched, GuestReport, HostStatus, Message, Want, measure};
+use super::{
+    BlockRange, ControlError, Fetched, GuestReport, HostStatus, HostWord, Message, Want, measure,
+};
 use crate::{Digest, limits};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -68,6 +70,13 @@ pub enum ToSender {
     Lacks {
         /// The block.
         block: u64,
+    },
+    /// Of a VM that moves to this host.
+    HandOver {
+        /// The VM.
+        vm: u16,
+        /// What is said of it.
+        word: HostWord,
     },
 }
 
@@ -186,6 +195,7 @@ impl Message for ToSender {
             Self::Measured(tell) => tell.check(),
             Self::Want(want) => want.check(),
             Self::Guest(report) => report.check(),
+            Self::HandOver { word, .. } => word.check(),
             Self::Status(status) => status.check(),
             Self::Fetched(fetched) => fetched.check(),
             Self::Accept(_)
