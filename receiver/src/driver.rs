@@ -212,6 +212,13 @@ impl Running<'_> {
                         return Some(reason);
                     }
                 }
+                ToHost::HandOver { vm, word } => {
+                    if let Err(reason) =
+                        guest_word(&mut self.driver.guests, |guests| guests.handle_hand_over(vm, word))
+                    {
+                        return Some(reason);
+                    }
+                }
                 message => {
                     if let (ToHost::Announce(announce), Some(shelf)) = (&message, &self.driver.shelf) {
                         shelf.announce(announce);

@@ -4,7 +4,8 @@ use crate::arrival::{accept, preempt};
 use crate::board::Board;
 use crate::driver::{Driver, Ended};
 use crate::fetch::{Fetching, Job};
-use crate::guests::{GuestConfig, GuestError, Guests};
+use crate::guests::{GuestConfig, GuestError, Guests, HandOvers};
+use crate::link::Link;
 use crate::listen::{Incoming, Shared, address_of, listen};
 use crate::live::{Live, Lives};
 use crate::residents::Kept;
@@ -321,8 +322,9 @@ impl Service {
             let exists = matches!(error, StoreError::ImageExists { .. });
             (if exists { RefuseCause::Exists } else { RefuseCause::Store }, error.to_string())
         })?;
+        let notes = HandOvers { journal: self.store.hand_overs(), transfer: offer.transfer.clone() };
         let guests = (!offer.guests.is_empty())
-            .then(|| Guests::prepare(&offer.guests, config, &intake, &self.waker))
+            .then(|| Guests::prepare(&offer.guests, config, &intake, &self.waker, notes))
             .transpose()
             .map_err(unfit)?;
         Ok(Live::new(intake, guests, offer))

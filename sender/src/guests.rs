@@ -81,6 +81,8 @@ pub struct CloneOutcome {
     pub failed: Option<String>,
     /// It ended by itself.
     pub ended: bool,
+    /// It is no clone, but the VM itself, which moves.
+    pub leaves: bool,
     /// Its page faults, as last told.
     pub faults: FaultFigures,
     /// How it runs, in its host's words, as last told.
@@ -102,6 +104,7 @@ impl Clones {
                 complete: None,
                 failed: None,
                 ended: false,
+                leaves: guest.leaves.is_some(),
                 faults: FaultFigures::default(),
                 words: String::new(),
             })

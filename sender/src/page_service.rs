@@ -198,6 +198,33 @@ impl PageService {
         Ok(())
     }
 
+    /// Sends these pages of a VM to a host though nobody asked: after what guests wait for, ascending, each at most once
+    /// on a connection; `again` says that those sent before have changed since.
+    ///
+    /// # Panics
+    /// If the VM is not started at the host, or has no such page.
+    pub fn push(&mut self, host: usize, vm: u16, pages: &Bitmap, again: bool) {
+        let page_count = self.page_counts[&vm];
+        assert!(self.vms_of_host[host].contains(&vm) && pages.len() == page_count, "pages of a guest");
+        let Host { vms, ahead, .. } = &mut self.hosts[host];
+        let asked = || Asked { taken: Bitmap::new(page_count), ahead: Bitmap::new(page_count) };
+        let asked = vms.entry(vm).or_insert_with(asked);
+        for page in pages.iter_set_ranges().flatten() {
+            let waits = asked.ahead.get(page);
+            if (asked.taken.set(page) || again) && !waits {
+                asked.ahead.set(page);
+                ahead.push_back((vm, page));
+            }
+        }
+    }
+
+    /// Whether everything that was pushed to a host, or asked for ahead, has been handed out.
+    #[must_use]
+    pub fn is_idle(&self, host: usize) -> bool {
+        let Host { urgent, ahead, .. } = &self.hosts[host];
+        urgent.is_empty() && ahead.is_empty()
+    }
+
     /// Whether a guest waits for an answer.
     #[must_use]
     pub fn is_urgent(&self) -> bool {

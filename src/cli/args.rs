@@ -4,6 +4,7 @@ use super::clones::{LaunchKind, Programs};
 pub(crate) use super::planning::{Measure, Plan, Simulate};
 
 use super::parse::{self, EncodingChoice, Rate, SymbolSize};
+use sender::departure::Mode;
 use clap::{Args, Subcommand, ValueEnum};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -182,6 +183,10 @@ Examples:
   scatter send --group plan.json --rate 900M --encoding zstd:1
   scatter send --group plan.json --rate auto:min=100M,max=10G --report transfer.json --report transfer.html
   scatter send --group plan.json --json | jq .
+  scatter send --group evacuate.json --mode hybrid
+
+A VM whose `image` is `qmp:PATH`, the monitor of a running QEMU, leaves this host: it goes on at its host, and ends here when it has
+all of its memory there. `scatter status` tells where each stands, `scatter cancel` keeps those here that still can be.
 
 Interrupted (Ctrl-C) or broken transfers are resumed by the same command: hosts keep what they verified.")]
 pub(crate) struct Send {
@@ -221,6 +226,18 @@ pub(crate) struct Send {
     /// MiB of encoded blocks kept for repair
     #[arg(long, default_value_t = 64, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=65536))]
     pub(crate) window: u64,
+    /// VMs that run here: pre-copy (all of it while it runs here), post-copy (all of it while it runs there), or hybrid
+    #[arg(long, default_value = "hybrid", value_parser = parse::mode, value_name = "precopy|postcopy|hybrid")]
+    pub(crate) mode: Mode,
+    /// Pre-copy: milliseconds for which a VM may stand
+    #[arg(long, default_value = "300", value_parser = parse::milliseconds, value_name = "MS")]
+    pub(crate) downtime_limit: Duration,
+    /// Seconds of pre-copy: then a VM moves as it is (hybrid), or stays (pre-copy)
+    #[arg(long, default_value = "300", value_parser = parse::seconds, value_name = "SECONDS")]
+    pub(crate) precopy_timeout: Duration,
+    /// Where the memory of VMs that run here is kept meanwhile, on a tmpfs. Default: /dev/shm
+    #[arg(long, value_name = "DIR")]
+    pub(crate) memory: Option<PathBuf>,
 }
 
 /// Makes an HTML page of a report

@@ -146,6 +146,25 @@ pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// How a VM leaves.
+pub(crate) fn mode(text: &str) -> Result<sender::departure::Mode, String> {
+    use sender::departure::Mode;
+    match text {
+        "precopy" | "pre-copy" => Ok(Mode::Precopy),
+        "postcopy" | "post-copy" => Ok(Mode::Postcopy),
+        "hybrid" => Ok(Mode::Hybrid),
+        _ => Err(format!("`{text}` is no mode: precopy, postcopy or hybrid")),
+    }
+}
+
+/// A time in milliseconds.
+pub(crate) fn milliseconds(text: &str) -> Result<Duration, String> {
+    match text.parse() {
+        Ok(ms @ 1..=2_000_000) => Ok(Duration::from_millis(ms)),
+        _ => Err(format!("`{text}` is no time: milliseconds, 1 to 2000000")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

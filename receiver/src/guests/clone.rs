@@ -25,6 +25,7 @@ pub(super) enum State {
 
 /// What a clone's thread tells.
 pub(super) enum Event {
+    Loaded(u32),
     Running(u32),
     Over(u32, Result<(), String>),
 }
@@ -51,8 +52,13 @@ pub(super) fn start(
             waker.wake();
         }
     };
-    let running = tell.clone();
-    let ward = Arc::new(Ward::new(Box::new(move || running(Event::Running(number)))));
+    let (running, loaded) = (tell.clone(), tell.clone());
+    let running = Box::new(move || running(Event::Running(number)));
+    let ward = Arc::new(if spec.moves.is_some() {
+        Ward::of_move(running, Box::new(move || loaded(Event::Loaded(number))))
+    } else {
+        Ward::new(running)
+    });
     let (launcher, own) = (Arc::clone(launcher), Arc::clone(&ward));
     let failed = tell.clone();
     let thread = std::thread::Builder::new().name(format!("clone-{number}")).spawn(move || {

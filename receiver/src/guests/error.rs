@@ -32,6 +32,9 @@ pub enum GuestError {
     /// The sender said what makes no sense.
     #[error("the sender broke the protocol: {0}")]
     Protocol(String),
+    /// What was handed over to this host before cannot be read.
+    #[error("the hand-over journal of this host cannot be read")]
+    Journal(#[source] std::io::Error),
     /// An answer cannot be placed.
     #[error("VM {vm}: an answer to a page fault cannot be placed")]
     Place {

@@ -18,6 +18,15 @@ pub struct CloneSpec {
     pub attachments: Arc<[(String, Vec<u8>)]>,
     /// Its recorded working set: pages to put in place first, in this order. Empty if there is none.
     pub working_set: Arc<[u32]>,
+    /// It is no clone: the VM itself comes here, and must not run before [`Ward::may_run`].
+    pub moves: Option<Moves>,
+}
+
+/// How a VM moves to this host.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Moves {
+    /// Its hypervisor runs already, left by an earlier receiver: how to reach it, as [`Ward::note_monitor`] was told.
+    pub recover: Option<String>,
 }
 
 impl CloneSpec {
@@ -40,6 +49,11 @@ pub trait Launch: Send + Sync {
     /// Why not, in words.
     fn check(&self, fingerprint: &str, attachments: &[&str]) -> Result<(), String>;
 
+    /// Whether VMs can move here ([`CloneSpec::moves`]): they are loaded standing, and outlive this process once they run.
+    fn can_move(&self) -> bool {
+        false
+    }
+
     /// A clone was accepted and its device state is on its way: time to start what waits for it. `spec` has no attachments yet.
     /// Must return at once; [`Launch::run`] follows, or [`Launch::abandon`].
     fn prepare(&self, _fingerprint: &str, _spec: &CloneSpec) {}
@@ -61,6 +75,9 @@ pub struct Ward {
     faults: Mutex<FaultFigures>,
     status: Mutex<String>,
     tell_running: Box<dyn Fn() + Send + Sync>,
+    tell_loaded: Box<dyn Fn() + Send + Sync>,
+    may_run: AtomicBool,
+    monitor: Mutex<String>,
 }
 
 impl Ward {
@@ -72,7 +89,46 @@ impl Ward {
             faults: Mutex::default(),
             status: Mutex::default(),
             tell_running,
+            tell_loaded: Box::new(|| {}),
+            may_run: AtomicBool::new(true),
+            monitor: Mutex::default(),
         }
+    }
+
+    /// The ward of a VM that moves here: `tell_loaded` is called when it is loaded and stands; it waits for [`go`](Self::go).
+    #[must_use]
+    pub fn of_move(
+        tell_running: Box<dyn Fn() + Send + Sync>,
+        tell_loaded: Box<dyn Fn() + Send + Sync>,
+    ) -> Self {
+        Self { tell_loaded, may_run: AtomicBool::new(false), ..Self::new(tell_running) }
+    }
+
+    /// The VM is loaded and stands.
+    pub fn loaded(&self) {
+        (self.tell_loaded)();
+    }
+
+    /// Its vCPUs may start.
+    pub fn go(&self) {
+        self.may_run.store(true, Ordering::Release);
+    }
+
+    /// Whether its vCPUs may start. Looked at often while it stands.
+    #[must_use]
+    pub fn may_run(&self) -> bool {
+        self.may_run.load(Ordering::Acquire)
+    }
+
+    /// Notes how its hypervisor can be reached by a later process; before [`loaded`](Self::loaded).
+    pub fn note_monitor(&self, monitor: String) {
+        *self.monitor.lock().unwrap_or_else(PoisonError::into_inner) = monitor;
+    }
+
+    /// How its hypervisor can be reached.
+    #[must_use]
+    pub fn monitor(&self) -> String {
+        self.monitor.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The clone executes its first instruction.

@@ -17,6 +17,7 @@ mod launch;
 mod microvm;
 mod places;
 mod qemu;
+mod taking;
 mod wants;
 mod words;
 mod working;
@@ -24,12 +25,14 @@ mod working;
 pub use cloud_hypervisor::{CloudHypervisorConfig, CloudHypervisors};
 pub use error::GuestError;
 pub use firecracker::{FirecrackerConfig, Firecrackers};
-pub use launch::{CloneSpec, Launch, Ward};
+pub use launch::{CloneSpec, Launch, Moves, Ward};
 #[cfg(target_arch = "x86_64")]
 pub use microvm::MicroVms;
 pub use qemu::{BaseDisk, MemoryKind, QemuMachine, Qemus};
+pub use taking::HandOvers;
 pub use wants::Wants;
 
+use crate::handover::Input;
 use crate::store::Intake;
 use attachments::Attachments;
 use clone::{Clone, Event, State, report, start};
@@ -41,6 +44,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 use vmm::lazy::{LazyImage, Origin};
+use taking::Taking;
 use wire::control::{
     self, Attachment, CloneOffer, CloneStatus, FirstTouched, GuestOffer, GuestState, ToSender,
 };
@@ -61,6 +65,8 @@ struct GuestVm {
     working_set: WorkingSet,
     launcher: Arc<dyn Launch>,
     clones: Vec<Clone>,
+    /// It moves here.
+    taking: Option<Taking>,
 }
 
 impl GuestVm {
@@ -71,6 +77,7 @@ impl GuestVm {
             image: Arc::clone(&self.image),
             attachments: Arc::clone(attachments),
             working_set: self.working_set.whole().unwrap_or_default().into(),
+            moves: self.taking.as_ref().map(|taking| Moves { recover: taking.recover.clone() }),
         }
     }
 
@@ -89,6 +96,9 @@ impl Drop for GuestVm {
     }
 }
 
+/// What a VM that moves needs beside its memory.
+const STATE: &str = "state";
+
 /// See the module's text.
 pub struct Guests {
     vms: Vec<GuestVm>,
@@ -96,6 +106,7 @@ pub struct Guests {
     out: Sender<Event>,
     events: Receiver<Event>,
     messages: VecDeque<ToSender>,
+    notes: HandOvers,
     scratch: Scratch,
 }
 
@@ -107,8 +118,16 @@ impl Guests {
     pub fn check(offers: &[GuestOffer], config: &GuestConfig) -> Result<(), GuestError> {
         for offer in offers {
             let launcher = launcher(offer, config)?;
-            let names: Vec<&str> =
+            let mut names: Vec<&str> =
                 offer.attachments.iter().map(|attachment| attachment.name.as_str()).collect();
+            if offer.leaves.is_some() {
+                if !launcher.can_move() {
+                    let reason = "VMs of this kind are cloned here, but cannot move here".to_owned();
+                    return Err(GuestError::Unfit { kind: offer.kind.clone(), reason });
+                }
+                // Told when it stands.
+                names.push(STATE);
+            }
             launcher
                 .check(&offer.fingerprint, &names)
                 .map_err(|reason| GuestError::Unfit { kind: offer.kind.clone(), reason })?;
@@ -125,6 +144,7 @@ impl Guests {
         config: &GuestConfig,
         intake: &Intake,
         waker: &Arc<Waker>,
+        notes: HandOvers,
     ) -> Result<Self, GuestError> {
         let (out, events) = unbounded();
         let mut vms: Vec<GuestVm> = Vec::with_capacity(offers.len());
@@ -149,6 +169,7 @@ impl Guests {
                 launcher: launcher(offer, config)?,
                 image,
                 clones: Vec::new(),
+                taking: Taking::find(offer, &notes)?,
             };
             vm.early_specs().for_each(|spec| vm.launcher.prepare(&offer.fingerprint, &spec));
             vms.push(vm);
@@ -159,6 +180,7 @@ impl Guests {
             out,
             events,
             messages: VecDeque::new(),
+            notes,
             scratch: Scratch::new(),
         })
     }
@@ -181,6 +203,11 @@ impl Guests {
                     let report = report(clone, GuestState::Running);
                     self.messages.push_back(report);
                 }
+            }
+        }
+        for at in 0..self.vms.len() {
+            if self.vms[at].taking.is_some() {
+                self.input(at, Input::Connected);
             }
         }
     }
@@ -253,6 +280,9 @@ impl Guests {
     #[must_use]
     pub fn is_independent(&self) -> bool {
         self.vms.iter().all(|vm| {
+            if let Some(taking) = &vm.taking {
+                return taking.is_settled(vm.image.is_complete());
+            }
             vm.clones.len() == vm.offer.clones.len()
                 && vm.clones.iter().all(|clone| match clone.state {
                     State::Starting => false,
@@ -292,8 +322,12 @@ impl Guests {
     }
 
     /// Pages that are missing will never come: clones that need them are ended by their programs.
+    ///
+    /// VMs that were handed over to this host wait on: their pages are at their source, however long it takes.
     pub fn lose(&self, reason: &str) {
-        self.vms.iter().filter(|vm| !vm.image.is_complete()).for_each(|vm| vm.image.lose(reason));
+        let ours = |vm: &&GuestVm| vm.taking.as_ref().is_some_and(Taking::is_ours);
+        let lost = self.vms.iter().filter(|vm| !vm.image.is_complete() && !ours(vm));
+        lost.for_each(|vm| vm.image.lose(reason));
     }
 
     /// Takes in what became of clones, with no sender to tell.
@@ -303,8 +337,15 @@ impl Guests {
     }
 
     fn start_ready(&mut self, now: Duration) {
-        for vm in &mut self.vms {
+        for at in 0..self.vms.len() {
+            let vm = &mut self.vms[at];
             if !vm.clones.is_empty() {
+                continue;
+            }
+            if let Some(taking) = &vm.taking {
+                if taking.is_told() && vm.attachments.all().is_some() {
+                    self.load(at);
+                }
                 continue;
             }
             let Some(attachments) = vm.attachments.all() else { continue };
@@ -321,10 +362,25 @@ impl Guests {
 
     fn take_events(&mut self) {
         while let Ok(event) = self.events.try_recv() {
-            let (Event::Running(number) | Event::Over(number, _)) = &event;
-            let clones = self.vms.iter_mut().flat_map(|vm| &mut vm.clones);
-            let Some(clone) = clones.into_iter().find(|clone| clone.number == *number) else { continue };
+            let (Event::Loaded(number) | Event::Running(number) | Event::Over(number, _)) = &event;
+            let number = *number;
+            let of = |vm: &GuestVm| vm.clones.iter().any(|clone| clone.number == number);
+            let Some(at) = self.vms.iter().position(of) else { continue };
+            match &event {
+                Event::Loaded(_) => {
+                    self.loaded(at);
+                    continue;
+                }
+                Event::Over(_, ended) if self.vms[at].taking.is_some() => {
+                    let reason = ended.clone().err().unwrap_or_else(|| "it ended by itself".to_owned());
+                    self.died(at, &reason);
+                }
+                _ => {}
+            }
+            let clones = &mut self.vms[at].clones;
+            let Some(clone) = clones.iter_mut().find(|clone| clone.number == number) else { continue };
             let state = match event {
+                Event::Loaded(_) => continue,
                 Event::Running(_) if clone.state == State::Starting => {
                     clone.state = State::Running;
                     GuestState::Running
@@ -344,6 +400,11 @@ impl Guests {
     }
 
     fn find_complete(&mut self) {
+        for at in 0..self.vms.len() {
+            if self.vms[at].taking.is_some() && self.vms[at].image.is_complete() {
+                self.whole(at);
+            }
+        }
         for vm in self.vms.iter_mut().filter(|vm| vm.image.is_complete()) {
             for clone in
                 vm.clones.iter_mut().filter(|clone| clone.state == State::Running && !clone.told_complete)

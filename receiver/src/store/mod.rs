@@ -83,6 +83,12 @@ pub struct Store {
 }
 
 impl Store {
+    /// Where this host notes the VMs that were handed over to it.
+    #[must_use]
+    pub fn hand_overs(&self) -> crate::handover::journal::Journal {
+        crate::handover::journal::Journal::new(&self.meta)
+    }
+
     /// Opens the store at `root`, creating the directory if need be, and locks it.
     ///
     /// The lock is advisory (`flock`) and ends with the process, however that ends.

@@ -1,6 +1,6 @@
 //! A QEMU's VM that leaves, and what an earlier process left of one.
 
-use super::{Departing, Newest, Stood};
+use super::{Departing, Newest, Stood, words};
 use crate::handover::journal::{Journal, JournalError, Leaving};
 use pages::{Bitmap, Page, PageSource, Pfn};
 use std::path::{Path, PathBuf};
@@ -266,15 +266,4 @@ impl Departing for QemuDeparture {
         self.files.remove();
         Ok(())
     }
-}
-
-/// The error and its causes in one line.
-fn words(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }

@@ -7,7 +7,8 @@ use crate::page_service::PageService;
 use crate::prepare::Prepared;
 use pages::block::Scratch;
 use pages::merge::{ContentId, PageIdentity};
-use pages::{Pfn, VmId};
+use pages::{PageSource, Pfn, VmId};
+use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,6 +27,8 @@ pub(super) struct Guests {
     pub(super) clones: Clones,
     packed: Packed,
     prepared: Arc<Prepared>,
+    /// Of VMs that run here, or did: pages newer than those that blocks are made of.
+    pub(super) newest: BTreeMap<u16, Arc<dyn PageSource>>,
     scratch: Scratch,
     /// The block of each content that a group carries, if faults may be answered so.
     blocks: Vec<Option<NonZeroU32>>,
@@ -52,6 +55,7 @@ impl Guests {
             clones: Clones::new(guests),
             packed: Packed::new(guests),
             prepared: Arc::clone(prepared),
+            newest: BTreeMap::new(),
             scratch: Scratch::new(),
             blocks: match config.shared_faults && !guests.is_empty() {
                 true => vec![None; prepared.index.content_count() as usize],
@@ -71,8 +75,12 @@ impl Guests {
         }
     }
 
-    /// The block that brings a page, if it is known and a group carries it.
+    /// The block that brings a page, if it is known and a group carries it. A VM that ran here while blocks were made may have a newer
+    /// version of the page, which no block brings.
     fn block_of(&self, vm: u16, page: u32) -> Option<BlockId> {
+        if self.newest.contains_key(&vm) {
+            return None;
+        }
         let Some(PageIdentity::Content(id)) = self.prepared.index.identity(VmId(vm), Pfn(page)) else {
             return None;
         };
@@ -81,7 +89,7 @@ impl Guests {
 
     /// Whether clones are still to run before bulk data are encoded.
     pub(super) fn go_first(&self, now: Duration) -> bool {
-        let waits = |clone: &CloneOutcome| clone.running.is_none() && clone.failed.is_none();
+        let waits = |clone: &CloneOutcome| clone.running.is_none() && clone.failed.is_none() && !clone.leaves;
         now < GO_FIRST_MAX && self.clones.all().iter().any(waits)
     }
 }
@@ -98,6 +106,7 @@ impl Transfer {
             ToSender::Accept(accept) => {
                 let parts: Vec<ToHost> = self.guests.packed.of_host(host).cloned().collect();
                 parts.into_iter().for_each(|part| self.tell(host, part));
+                self.departures_accepted(host);
                 Some(ToSender::Accept(accept))
             }
             ToSender::Want(want) => {
@@ -121,6 +130,12 @@ impl Transfer {
                 }
                 None
             }
+            ToSender::HandOver { vm, word } => {
+                if let Err(reason) = self.handle_host_word(host, vm, word) {
+                    self.session.fail(host, reason, now);
+                }
+                None
+            }
             message => Some(message),
         }
     }
@@ -136,13 +151,13 @@ impl Transfer {
             });
             self.guests.service = service;
         }
-        let Guests { service, prepared, scratch, .. } = &mut self.guests;
+        let Guests { service, prepared, newest, scratch, .. } = &mut self.guests;
         let queues = &self.queues;
         let mut has_room =
             |host: usize| queues[host].as_ref().is_some_and(|queue| queue.first_bytes() < AHEAD_BYTES_MAX);
         while let Some(answer) = service.poll(&mut has_room) {
             let Some(queue) = &queues[answer.host] else { continue };
-            let source = &prepared.vms[usize::from(answer.vm)].source;
+            let source = newest.get(&answer.vm).unwrap_or(&prepared.vms[usize::from(answer.vm)].source);
             let body = encode_pages(&**source, VmId(answer.vm), &answer.pages, scratch);
             service.count_bytes(body.len());
             self.session.spend(self.start.elapsed(), body.len() as u64);

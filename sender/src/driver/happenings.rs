@@ -30,6 +30,7 @@ impl Transfer {
                     self.add_blocks(stripe, blocks);
                 }
             }
+            Happening::Departure { index, told } => self.departure_told(index, told),
             Happening::Link { host, link } => match link {
                 Link::Up(queue) => {
                     self.queues[host] = Some(queue);
@@ -39,6 +40,7 @@ impl Transfer {
                 Link::Message(message, _permit) => self.message(host, *message, now),
                 Link::Down { reason, fatal } => {
                     self.queues[host] = None;
+                    self.departures.handle_disconnected(host);
                     self.session.handle_disconnected(host, now);
                     if fatal {
                         self.session.fail(host, reason, now);

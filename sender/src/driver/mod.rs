@@ -5,26 +5,32 @@ mod catch_up;
 mod circles;
 mod config;
 mod control;
+mod departures;
 mod encoders;
 mod guests;
 mod happenings;
 mod offers;
 mod outcome;
 mod queue;
+mod steer;
 mod transmit;
 
 pub use config::{Schedule, ScheduledChannel, ScheduledSegment, TransferConfig, TransferError};
 pub use control::HostTarget;
+pub use departures::{Departure, DepartureFigures, DepartureOutcome};
 pub use outcome::{HostOutcome, Outcome, Progress};
 
+use crate::departure::{Pace, Told};
 use crate::encode::EncodedBlock;
+use crate::handover::journal::Journal;
 use crate::prepare::Prepared;
 use crate::session::{Phase, SegmentSpec, Session};
 use crate::window::Window;
 use catch_up::Again;
 use circles::Circles;
 use control::{Connections, Link};
-use crossbeam_channel::{Receiver, RecvTimeoutError, unbounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+use departures::Departures;
 use encoders::{Encoded, Encoders, scaled};
 use fec::CostModel;
 use guests::Guests;
@@ -41,6 +47,7 @@ use wire::control::ToHost;
 enum Happening {
     Encoded(Encoded),
     Link { host: usize, link: Link },
+    Departure { index: usize, told: Told },
 }
 
 /// How often progress is told.
@@ -77,6 +84,8 @@ pub struct Transfer {
     stripe_bytes: u64,
     again: Again,
     guests: Guests,
+    departures: Departures,
+    out: Sender<Happening>,
     start: Instant,
     complete_at: Vec<Option<Duration>>,
     vm_complete: Vec<Vec<u16>>,
@@ -150,6 +159,8 @@ impl Transfer {
             happenings,
             queues: (0..hosts).map(|_| None).collect(),
             guests: Guests::new(prepared, &config),
+            departures: Departures::default(),
+            out,
             unicast_channel,
             origins: Vec::new(),
             stripe_segments,
@@ -169,6 +180,23 @@ impl Transfer {
         })
     }
 
+    /// VMs of the plan that run here, and leave; before [`run`](Self::run). Once `cancel` is set, those that can stay do.
+    ///
+    /// # Errors
+    /// [`TransferError::Start`] if no thread can be made: they run on.
+    pub fn depart(
+        &mut self,
+        departures: Vec<Departure>,
+        journal: Journal,
+        pace: Pace,
+        cancel: Arc<AtomicBool>,
+    ) -> Result<(), TransferError> {
+        self.departures =
+            Departures::start(departures, journal, pace, &self.out).map_err(TransferError::Start)?;
+        self.departures.cancel = cancel;
+        Ok(())
+    }
+
     /// Runs until every host is complete or has failed. `interrupt` cancels; `observer` is told of progress.
     ///
     /// # Errors
@@ -182,11 +210,15 @@ impl Transfer {
         loop {
             let now = self.start.elapsed();
             if interrupt.load(Ordering::Relaxed) {
-                self.session.cancel("interrupted at the sender", now);
+                self.abandon_all("interrupted at the sender");
+                if self.departures.may_leave() {
+                    self.session.cancel("interrupted at the sender", now);
+                }
             }
             for happening in self.happenings.clone().try_iter().take(HAPPENINGS_AT_ONCE) {
                 self.take_in(happening);
             }
+            self.steer_departures();
             self.feed_encoders();
             let mut sent = 0;
             self.session.handle_timeout(self.start.elapsed());
@@ -217,6 +249,7 @@ impl Transfer {
                 self.sleep();
             }
         }
+        self.finish_departures();
         observer(&self.progress());
         Ok(self.finish())
     }
@@ -271,6 +304,9 @@ impl Transfer {
 
     /// In the order of the schedule, but a segment whose channel is held up does not hold up the next ones.
     fn feed_encoders(&mut self) {
+        if self.departures.go_first() {
+            return;
+        }
         // Working sets are what clones wait for; the rest would keep them waiting.
         let end = match self.guests.go_first(self.start.elapsed()) {
             true => self.schedule.first,

@@ -1,6 +1,6 @@
 //! What a transfer tells while it runs and when it is over.
 
-use super::Transfer;
+use super::{DepartureOutcome, Transfer};
 use crate::guests::Clones;
 use crate::page_service::PageStats;
 use crate::session::{Phase, SessionStats};
@@ -27,6 +27,8 @@ pub struct Progress {
     pub clones: Clones,
     /// Pages answered to guests.
     pub pages: PageStats,
+    /// VMs that leave.
+    pub departures: Vec<DepartureOutcome>,
 }
 
 /// What became of one host.
@@ -71,6 +73,8 @@ pub struct Outcome {
     pub pages: PageStats,
     /// For each VM that was started: pages that its clones missed when they touched them, in the order of the first faults.
     pub first_faults: Vec<(u16, Vec<u32>)>,
+    /// VMs that left, or were to.
+    pub departures: Vec<DepartureOutcome>,
 }
 
 impl Outcome {
@@ -97,6 +101,7 @@ impl Transfer {
             stats: self.session.stats().clone(),
             clones: self.guests.clones.clone(),
             pages: self.guests.service.stats(),
+            departures: self.departures.outcomes(),
         }
     }
 
@@ -122,6 +127,7 @@ impl Transfer {
             first_faults: (self.config.guests.iter())
                 .map(|guest| (guest.vm, self.guests.service.first_faults(guest.vm).to_vec()))
                 .collect(),
+            departures: self.departures.outcomes(),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 mod clones;
 mod display;
+pub(crate) mod leave;
 mod outcome;
 mod residents;
 mod schedule;
@@ -15,6 +16,7 @@ use crate::commands::{host_addresses, load_keys, read_plan, sender_keys, sending
 use crate::report::{Settings, TransferReport};
 use crate::{images, interrupt, units};
 use display::Display;
+use leave::Leave;
 use net::Interface;
 use net::interface::{HEADERS_V4_BYTES, HEADERS_V6_BYTES, path_mtu};
 use net::udp::SenderOptions;
@@ -74,9 +76,19 @@ fn send(args: &Send, launch: Option<&Clone>) -> Outcome {
     let symbol = symbol_size(args.symbol_size, &interface, &addresses, ipv6)?;
     let interrupt = interrupt::install().or_exit(Exit::System)?;
     let mut display = Display::new(&plan, args.json);
-    let sources = sources::open(&plan, &args.group, launch)?;
+    let mut leave = match launch {
+        Some(_) => None,
+        None => leave::begin(args, &plan, &interrupt)?,
+    };
+    let sources = match &leave {
+        Some(leave) => sources::Sources::leaving(leave.images.clone()),
+        None => sources::open(&plan, &args.group, launch)?,
+    };
     let images = &sources.images;
-    let guests = launch.map_or(Ok(Vec::new()), |args| clones::guests(&plan, args, &sources))?;
+    let guests = match &leave {
+        Some(leave) => leave.guests.clone(),
+        None => launch.map_or(Ok(Vec::new()), |args| clones::guests(&plan, args, &sources))?,
+    };
     let threads = threads(args.threads);
     display.reading(images);
     let mut prepared = Prepared::new(vm_inputs(&plan, images), threads);
@@ -121,11 +133,13 @@ fn send(args: &Send, launch: Option<&Clone>) -> Outcome {
     };
     let mut sent = Sent::new(&plan, &prepared, &schedule, settings, prepare);
     sent.captures.clone_from(&sources.captures);
-    transfer(&prepared, &schedule, config, images, &interrupt, &mut display, &mut sent)?;
+    // What running VMs change goes elsewhere, and their images with the last of them.
+    let watched = if leave.is_some() { &[][..] } else { &images[..] };
+    transfer(&prepared, &schedule, config, (watched, leave.take()), &interrupt, &mut display, &mut sent)?;
     if let Some(args) = launch {
         clones::record(args, &plan, &sent)?;
     }
-    finish(args, sent, images, interrupt.load(Ordering::Relaxed), &mut display)
+    finish(args, sent, watched, interrupt.load(Ordering::Relaxed), &mut display)
 }
 
 /// Runs the transfer; an image that changes meanwhile ends it.
@@ -133,16 +147,24 @@ fn transfer(
     prepared: &Arc<Prepared>,
     schedule: &Schedule,
     config: TransferConfig,
-    images: &[Arc<MappedImage>],
+    (images, leave): (&[Arc<MappedImage>], Option<Leave>),
     interrupt: &interrupt::Flag,
     display: &mut Display,
     sent: &mut Sent,
 ) -> Outcome<()> {
-    let transfer = Transfer::start(prepared, schedule, config).or_exit(Exit::System)?;
+    let mut transfer = Transfer::start(prepared, schedule, config).or_exit(Exit::System)?;
+    let mut watch = None;
+    if let Some(leave) = leave {
+        watch = Some(leave.watch());
+        transfer.depart(leave.departures, leave.journal, leave.pace, leave.cancel).or_exit(Exit::System)?;
+    }
     sent.started_at = SystemTime::now();
     let mut watched = Duration::ZERO;
     let mut observe = |progress: &Progress| {
         display.progress(progress);
+        if let Some(watch) = &watch {
+            watch.look(&progress.departures);
+        }
         if progress.elapsed >= watched + WATCH_EVERY {
             watched = progress.elapsed;
             sent.look_at_memory();
@@ -165,6 +187,7 @@ fn finish(
     display: &mut Display,
 ) -> Outcome {
     let changed = images::check_unchanged(images);
+    let departures = sent.outcome.as_ref().map(|outcome| outcome.departures.clone()).unwrap_or_default();
     let report = sent.report(interrupted && changed.is_ok());
     display.finish(&report);
     for path in &args.report {
@@ -175,6 +198,9 @@ fn finish(
             "a source changed while it was read, so what hosts have of it may be a mixture: discard it and send again",
         );
         return Err(Failure { exit: Exit::Input, error });
+    }
+    if !departures.is_empty() {
+        return Ok(leave::verdict(&departures, interrupted));
     }
     let hosts = verdict(&report, interrupted);
     Ok(report.clones.as_ref().map_or(hosts, |of| clones::verdict(of, hosts)))

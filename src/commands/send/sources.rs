@@ -23,6 +23,14 @@ pub(super) struct Sources {
     _dir: Option<TempDir>,
 }
 
+impl Sources {
+    /// Memory of VMs that leave, as it was first seen.
+    pub(super) fn leaving(images: Vec<Arc<MappedImage>>) -> Self {
+        let states = vec![None; images.len()];
+        Self { images, states, captures: Vec::new(), _dir: None }
+    }
+}
+
 /// Opens the images, and captures what is to be captured if this is a clone.
 pub(super) fn open(plan: &Plan, file: &Path, clone: Option<&CloneArgs>) -> Outcome<Sources> {
     let mut sources = Sources { images: Vec::new(), states: Vec::new(), captures: Vec::new(), _dir: None };

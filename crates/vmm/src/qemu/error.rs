@@ -89,7 +89,8 @@ impl QemuError {
         move |source| Self::Io { action, path, source }
     }
 
-    pub(super) fn refused(reason: impl Into<String>) -> Self {
+    /// A refusal with its reason, in words.
+    pub fn refused(reason: impl Into<String>) -> Self {
         Self::Refused { reason: reason.into() }
     }
 }

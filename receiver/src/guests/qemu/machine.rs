@@ -135,17 +135,22 @@ impl Machine {
         self.fingerprint.blocks.iter().max_by_key(|block| block.used).expect("a machine has memory")
     }
 
-    /// A QEMU that waits for a clone's state, in a folder of the clone's own; with memory from `shared`, if that is given.
+    /// A QEMU that waits for a clone's state, in a folder of the clone's own; with memory from `shared`, if that is given;
+    /// `standing`: the VM does not run when it is loaded.
     pub(super) fn wait_for_vm(
         &self,
         name: &str,
         dir: &Path,
         shared: Option<(&LazyImage, &Block)>,
+        standing: bool,
     ) -> Result<Vm, String> {
         let identity = identity(name, self.config.disk.as_ref(), dir)?;
         let mut launch = self.launch.clone();
         if let Some((image, block)) = shared {
             share(&mut launch, image, block);
+        }
+        if standing {
+            launch.args.push("-S".to_owned());
         }
         launch.wait_for_vm(identity, dir).map_err(|error| words(&error))
     }

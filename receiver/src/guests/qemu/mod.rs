@@ -7,11 +7,13 @@
 //! ```
 
 mod machine;
+mod moving;
 mod run;
 
 pub use machine::{BaseDisk, MemoryKind, QemuMachine};
 
 use super::places::Places;
+use moving::{Hypervisor, Moving};
 use super::words::words;
 use super::{CloneSpec, Launch, Ward};
 use machine::Machine;
@@ -22,10 +24,13 @@ use std::thread::JoinHandle;
 use vmm::lazy::LazyImage;
 use vmm::qemu::emit::TemplateVm;
 use vmm::qemu::stream::Block;
-use vmm::qemu::{Fingerprint, Vm};
+use vmm::qemu::{Fingerprint, Qmp, Vm};
 
 /// What is needed beside the memory: [`vmm::qemu::DeviceState::encode`].
 const STATE: &str = "state";
+
+/// How long the monitor of a QEMU that an earlier receiver left may take to answer.
+const ANSWERS_WITHIN: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// A QEMU that is being started, and waits then.
 type Warm = JoinHandle<Result<Vm, String>>;
@@ -84,11 +89,12 @@ impl Qemus {
         let place = self.places.take(&spec.name)?;
         let (id, dir) = (place.id.clone(), place.dir.clone());
         let (machine, image) = (Arc::clone(machine), Arc::clone(&spec.image));
+        let standing = spec.moves.is_some();
         std::thread::Builder::new()
             .name(format!("warm-{}", spec.clone))
             .spawn(move || {
                 let shared = shared.as_ref().map(|block| (&*image, block));
-                machine.wait_for_vm(&id, &dir, shared)
+                machine.wait_for_vm(&id, &dir, shared, standing)
             })
             .map_err(|error| format!("cannot start a thread: {error}"))
     }
@@ -114,11 +120,16 @@ impl Launch for Qemus {
         self.machine_for(fingerprint).map(drop)
     }
 
+    fn can_move(&self) -> bool {
+        true
+    }
+
     fn prepare(&self, fingerprint: &str, spec: &CloneSpec) {
         // What fails here fails again, and is told, when the clone is run.
-        if let Ok(machine) = self.machine_for(fingerprint)
+        if spec.moves.as_ref().is_none_or(|moves| moves.recover.is_none())
+            && let Ok(machine) = self.machine_for(fingerprint)
             // Where in the image the memory stands that is to be shared is told by the state.
-            && machine.memory() == MemoryKind::Private
+            && (machine.memory() == MemoryKind::Private || spec.moves.is_some())
             && let Ok(warm) = self.start_warm(machine, spec, None)
         {
             self.warm().insert(key(spec), warm);
@@ -136,6 +147,19 @@ impl Launch for Qemus {
         let state = spec.attachment(STATE).ok_or_else(|| format!("it has no attachment `{STATE}`"))?;
         let state = vmm::qemu::DeviceState::decode(state).map_err(|error| words(&error))?;
         let machine = self.machine_for(&state.offer())?;
+        if let Some(moves) = &spec.moves {
+            let vm = match &moves.recover {
+                Some(monitor) => {
+                    let qmp = Qmp::connect(monitor, ANSWERS_WITHIN);
+                    Hypervisor::Left(qmp.map_err(|error| format!("its QEMU is gone: {}", words(&error)))?)
+                }
+                None => match self.take_warm(spec) {
+                    Some(warm) => Hypervisor::own(warm)?,
+                    None => Hypervisor::own(self.start_warm(machine, spec, None)?)?,
+                },
+            };
+            return Moving { spec, ward, vm, state: Arc::new(state) }.run();
+        }
         let warm = match self.take_warm(spec) {
             Some(warm) => warm,
             None => {

@@ -12,11 +12,11 @@ use vmm::qemu::{DeviceState, EmitFaults, EmitMode, EmitOptions, Emitter, Vm};
 use wire::control::FaultFigures;
 
 /// How often what is about to happen is looked at.
-const GLANCE: Duration = Duration::from_millis(1);
+pub(super) const GLANCE: Duration = Duration::from_millis(1);
 /// How long a receiver that ends waits for a clone to take the rest of its memory.
 const FINISH_WITHIN: Duration = Duration::from_secs(20);
 /// A clone's QEMU may wait for pages as long as the image is not given up; this is for one that does not move at all.
-const STALL_WITHIN: Duration = Duration::from_secs(60);
+pub(super) const STALL_WITHIN: Duration = Duration::from_secs(60);
 
 /// Runs it until it ends, is to end, or its memory is lost.
 pub(super) fn run(
@@ -158,7 +158,7 @@ impl Running<'_> {
     }
 }
 
-fn figures(faults: &EmitFaults) -> FaultFigures {
+pub(super) fn figures(faults: &EmitFaults) -> FaultFigures {
     let quantile = |share| {
         let us = faults.waited.quantile(share).map_or(0, |time| time.as_micros());
         u32::try_from(us).unwrap_or(u32::MAX)

@@ -1,0 +1,156 @@
+//! A VM that moves here: loaded standing, started when it is this host's, and left running when this process ends.
+
+use super::super::words::{LOOK, words};
+use super::super::{CloneSpec, Ward};
+use super::Warm;
+use super::run::{GLANCE, STALL_WITHIN, figures};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+use vmm::qemu::{DeviceState, EmitMode, EmitOptions, Emitter, Qmp, QemuError, Vm};
+
+/// A broken link to a VM that is this host's is made anew after so long.
+const RECOVER_AFTER: Duration = Duration::from_millis(500);
+/// How often a hypervisor that is nobody's child is looked at.
+const ASK_EVERY: Duration = Duration::from_millis(500);
+
+/// A QEMU: started by this process, or left by an earlier one.
+pub(super) enum Hypervisor {
+    Own(Box<Vm>),
+    Left(Qmp),
+}
+
+impl Hypervisor {
+    /// One that waits already, or is being started.
+    pub(super) fn own(warm: Warm) -> Result<Self, String> {
+        let vm = warm.join().unwrap_or_else(|_| Err("its starting thread panicked".into()))?;
+        Ok(Self::Own(Box::new(vm)))
+    }
+
+    fn qmp(&mut self) -> &mut Qmp {
+        match self {
+            Self::Own(vm) => &mut vm.qmp,
+            Self::Left(qmp) => qmp,
+        }
+    }
+
+    /// Fails if it has ended.
+    fn alive(&mut self) -> Result<(), String> {
+        match self {
+            Self::Own(vm) => vm.check().map_err(|error| words(&error)),
+            // Refused at once if nobody listens there any more; not asked, as it may be waiting for pages.
+            Self::Left(qmp) => std::os::unix::net::UnixStream::connect(qmp.path())
+                .map(drop)
+                .map_err(|error| format!("its QEMU is gone: {error}")),
+        }
+    }
+
+    fn release(self) -> PathBuf {
+        match self {
+            Self::Own(vm) => vm.release(),
+            Self::Left(qmp) => qmp.path().to_owned(),
+        }
+    }
+}
+
+pub(super) struct Moving<'a> {
+    pub(super) spec: &'a CloneSpec,
+    pub(super) ward: &'a Ward,
+    pub(super) vm: Hypervisor,
+    pub(super) state: Arc<DeviceState>,
+}
+
+impl Moving<'_> {
+    /// Runs it until it ends; or stops caring for it when this process is to end, if it is this host's.
+    pub(super) fn run(mut self) -> Result<(), String> {
+        self.ward.note_monitor(self.vm.qmp().path().display().to_string());
+        let mut emitter = match &self.vm {
+            Hypervisor::Own(_) => Some(self.emitter(false).map_err(|error| words(&error))?),
+            Hypervisor::Left(_) => self.recovered()?,
+        };
+        let (mut loaded, mut running) = (false, false);
+        let mut asked = Instant::now();
+        loop {
+            if self.ward.is_stopped() {
+                drop(emitter);
+                return self.leave();
+            }
+            if matches!(self.vm, Hypervisor::Own(_)) || asked.elapsed() > ASK_EVERY {
+                asked = Instant::now();
+                self.vm.alive()?;
+            }
+            let started = emitter.as_ref().is_none_or(|emitter| emitter.progress().started.load(Relaxed));
+            if started && !loaded {
+                loaded = true;
+                self.status("loaded, and stands until it is this host's");
+                self.ward.loaded();
+            }
+            if loaded && !running && self.ward.may_run() {
+                // QEMU that is about to stand runs on instead.
+                self.vm.qmp().execute("cont", serde_json::Value::Null).map_err(|error| words(&error))?;
+                running = true;
+                self.status("moved here; its pages come");
+                self.ward.running();
+            }
+            if let Some(working) = &emitter {
+                self.ward.note_faults(figures(&working.progress().faults()));
+            }
+            if emitter.as_ref().is_some_and(Emitter::is_finished)
+                && let Some(finished) = emitter.take()
+                && let Err(error) = finished.wait()
+            {
+                emitter = self.again(&error)?;
+            } else if emitter.is_none() && running {
+                self.status("moved here, all of it");
+            }
+            std::thread::sleep(if running { LOOK } else { GLANCE });
+        }
+    }
+
+    fn emitter(&mut self, recover: bool) -> Result<Emitter, QemuError> {
+        let options = EmitOptions { stall_within: STALL_WITHIN, ..EmitOptions::new(EmitMode::Postcopy) };
+        let (image, state) = (Arc::clone(&self.spec.image), Arc::clone(&self.state));
+        let begin = if recover { Emitter::recover } else { Emitter::start };
+        begin(self.vm.qmp(), image, state, options)
+    }
+
+    /// A QEMU that an earlier receiver left: it waits for pages, or has all of them.
+    fn recovered(&mut self) -> Result<Option<Emitter>, String> {
+        match self.emitter(true) {
+            Ok(emitter) => Ok(Some(emitter)),
+            Err(error) => {
+                let status = self.vm.qmp().execute("query-migrate", serde_json::Value::Null);
+                let status = status.map_err(|error| words(&error))?;
+                if status["status"] == "completed" { Ok(None) } else { Err(words(&error)) }
+            }
+        }
+    }
+
+    /// Its link broke: a VM that is this host's is never given up for that.
+    fn again(&mut self, error: &QemuError) -> Result<Option<Emitter>, String> {
+        // What QEMU said before it ended tells more than that its link broke.
+        self.vm.alive()?;
+        if !self.ward.may_run() {
+            return Err(words(error));
+        }
+        tracing::warn!(name = self.spec.name, error = words(error), "the link to a VM broke: it is made anew");
+        std::thread::sleep(RECOVER_AFTER);
+        self.recovered()
+    }
+
+    /// This process ends, or the VM stays at its source: then it ends here.
+    fn leave(self) -> Result<(), String> {
+        if self.ward.may_run() {
+            let name = self.spec.name.clone();
+            let monitor = self.vm.release();
+            tracing::info!(name, monitor = %monitor.display(), "runs on without this receiver");
+        }
+        Ok(())
+    }
+
+    fn status(&mut self, what: &str) {
+        let monitor = self.vm.qmp().path().display().to_string();
+        self.ward.note_status(format!("{what}; monitor {monitor}"));
+    }
+}

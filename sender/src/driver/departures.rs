@@ -1,0 +1,419 @@
+//! VMs that leave, in a transfer: when each stops, what its host is told, what became of it. What follows from what says
+//! [`crate::handover`]; when a VM stops is told by [`super::steer`].
+
+use super::{Happening, Transfer};
+use crate::departure::{Actor, Ask, Departing, Newest, Pace, Stood, Told};
+use crate::guests::{attachment_offer, parts};
+use crate::handover::journal::{Journal, Leaving};
+use crate::handover::{Action, Input, State, step};
+use crossbeam_channel::Sender;
+use pages::Bitmap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+use wire::control::{HostWord, PageRange, SourceWord, ToHost, reason};
+use wire::limits;
+
+/// A look at what changed takes about so long in itself.
+pub(super) const ROUND_MIN: Duration = Duration::from_millis(150);
+
+/// A VM that runs here, and is to leave; or one that an earlier process handed over.
+pub struct Departure {
+    /// Index of the VM.
+    pub vm: u16,
+    /// Index of its host.
+    pub host: usize,
+    /// What the journal knows of it.
+    pub leaving: Leaving,
+    /// An earlier process handed it over.
+    pub handed_over: bool,
+    /// Whoever holds it.
+    pub departing: Box<dyn Departing>,
+}
+
+/// What a VM's leaving took. Times from the transfer's start.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, serde::Serialize)]
+pub struct DepartureFigures {
+    /// When it was told to stop.
+    pub stopped: Option<Duration>,
+    /// When its host said that it runs there: its downtime is the difference, and at most a round trip less.
+    pub running: Option<Duration>,
+    /// When nothing of it was needed here any more: its eviction time.
+    pub released: Option<Duration>,
+    /// Pages that were newer than those in blocks when it stopped.
+    pub stale_pages: u32,
+    /// Looks at what had changed while it ran.
+    pub rounds: u32,
+    /// Pages that changed in the last of them, each second.
+    pub dirty_pages_per_s: u32,
+}
+
+/// How a VM that leaves fares.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct DepartureOutcome {
+    /// Its name.
+    pub vm: String,
+    /// The host that gets it.
+    pub host: String,
+    /// Where it stands.
+    pub state: State,
+    /// Why it stays, or what is wrong.
+    pub reason: Option<String>,
+    /// What it took.
+    pub figures: DepartureFigures,
+}
+
+/// One of them.
+pub(super) struct Leaver {
+    pub(super) vm: u16,
+    pub(super) host: usize,
+    leaving: Leaving,
+    actor: Actor,
+    pub(super) state: State,
+    pub(super) reason: Option<String>,
+    stood: Option<Stood>,
+    pub(super) epoch: u32,
+    /// Its host is connected and has accepted.
+    pub(super) accepted: bool,
+    /// What the actor has not answered.
+    pub(super) pending: u32,
+    pub(super) stopping: bool,
+    deciding: bool,
+    /// When its host was last told of the decision.
+    pub(super) told_at: Duration,
+    /// When the state is to be sent again.
+    pub(super) again_at: Option<Duration>,
+    /// When the last look at what changed began.
+    pub(super) round_at: Option<Duration>,
+    /// It ran at its host, and has ended there.
+    pub(super) over: bool,
+    pub(super) figures: DepartureFigures,
+}
+
+/// All of them.
+#[derive(Default)]
+pub(super) struct Departures {
+    pub(super) list: Vec<Leaver>,
+    journal: Option<Journal>,
+    pub(super) pace: Option<Pace>,
+    pub(super) cancel: Arc<AtomicBool>,
+    pub(super) cancelled: bool,
+}
+
+impl Departures {
+    pub(super) fn start(
+        departures: Vec<Departure>,
+        journal: Journal,
+        pace: Pace,
+        out: &Sender<Happening>,
+    ) -> std::io::Result<Self> {
+        let mut list = Vec::with_capacity(departures.len());
+        for (index, departure) in departures.into_iter().enumerate() {
+            let out = out.clone();
+            let tell = move |told| {
+                // Nobody listens when the transfer is over.
+                let _ = out.send(Happening::Departure { index, told });
+            };
+            let Departure { vm, host, leaving, handed_over, departing } = departure;
+            let actor = Actor::start(departing, tell)?;
+            let state = if handed_over { State::HandedOver } else { State::Migrating };
+            let mut leaver = Leaver {
+                vm,
+                host,
+                leaving,
+                actor,
+                state,
+                reason: None,
+                stood: None,
+                epoch: 0,
+                accepted: false,
+                pending: 0,
+                stopping: false,
+                deciding: false,
+                told_at: Duration::ZERO,
+                again_at: None,
+                round_at: None,
+                over: false,
+                figures: DepartureFigures::default(),
+            };
+            if handed_over {
+                // It stands already; this tells what it has.
+                leaver.ask(Ask::Stop);
+            }
+            list.push(leaver);
+        }
+        Ok(Self { list, journal: Some(journal), pace: Some(pace), ..Self::default() })
+    }
+
+    pub(super) fn outcomes(&self) -> Vec<DepartureOutcome> {
+        let outcome = |leaver: &Leaver| DepartureOutcome {
+            vm: leaver.leaving.vm.clone(),
+            host: leaver.leaving.host.clone(),
+            state: leaver.state,
+            reason: leaver.reason.clone(),
+            figures: leaver.figures,
+        };
+        self.list.iter().map(outcome).collect()
+    }
+
+    pub(super) fn handle_disconnected(&mut self, host: usize) {
+        self.list.iter_mut().filter(|leaver| leaver.host == host).for_each(|leaver| leaver.accepted = false);
+    }
+
+    /// Whether this process may end: what could be put right is, and the journal knows the rest.
+    pub(super) fn may_leave(&self) -> bool {
+        self.list.iter().all(|leaver| leaver.pending == 0 && !leaver.deciding)
+    }
+}
+
+impl Leaver {
+    pub(super) fn ask(&mut self, ask: Ask) {
+        self.pending += 1;
+        self.actor.ask(ask);
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.leaving.vm
+    }
+}
+
+fn ranges(pages: &Bitmap) -> Vec<PageRange> {
+    let range = |run: std::ops::Range<u32>| PageRange { first: run.start, count: run.end - run.start };
+    pages.iter_set_ranges().map(range).collect()
+}
+
+impl Transfer {
+    /// The transfer's hosts have accepted: this one is told what it may have missed.
+    pub(super) fn departures_accepted(&mut self, host: usize) {
+        for index in 0..self.departures.list.len() {
+            if self.departures.list[index].host == host {
+                self.departures.list[index].accepted = true;
+                self.departure_input(index, Input::Connected);
+            }
+        }
+    }
+
+    /// Takes in what a host says of a VM that comes to it; why not, in words.
+    pub(super) fn handle_host_word(&mut self, host: usize, vm: u16, word: HostWord) -> Result<(), String> {
+        let now = self.start.elapsed();
+        let found =
+            self.departures.list.iter_mut().enumerate().find(|(_, of)| of.vm == vm && of.host == host);
+        let Some((index, leaver)) = found else {
+            return Err(format!("told news of VM {vm}, which does not come to it"));
+        };
+        match word {
+            HostWord::Ready if leaver.deciding => {}
+            HostWord::Ready => self.departure_input(index, Input::Ready),
+            HostWord::Running => {
+                leaver.figures.running.get_or_insert(now);
+            }
+            HostWord::Complete => self.departure_input(index, Input::Complete),
+            HostWord::Gone { ran: true, reason } => {
+                leaver.over = true;
+                leaver.reason = Some(format!("it ran at its host, and has ended there: {reason}"));
+            }
+            HostWord::Gone { ran: false, reason } => {
+                leaver.reason = Some(format!("its host lost it before it ran: {reason}"));
+                if leaver.state == State::HandedOver {
+                    // Its host gets everything again, in a while.
+                    leaver.again_at = Some(now + super::steer::AGAIN_AFTER);
+                } else {
+                    self.departure_input(index, Input::Gone);
+                }
+            }
+            _ => return Err("said an unknown word of a VM that comes to it".into()),
+        }
+        Ok(())
+    }
+
+    /// What follows from an input, done.
+    pub(super) fn departure_input(&mut self, index: usize, input: Input) {
+        let leaver = &mut self.departures.list[index];
+        let (state, actions) = match step(leaver.state, input) {
+            Ok(next) => next,
+            Err(late) => {
+                leaver.reason = Some(late.to_string());
+                return;
+            }
+        };
+        if state != leaver.state {
+            tracing::info!(vm = leaver.name(), from = %leaver.state, to = %state, "hand-over");
+            leaver.state = state;
+        }
+        for action in actions {
+            match action {
+                Action::SendState => self.send_state(index),
+                Action::Settle => {
+                    let leaver = &mut self.departures.list[index];
+                    leaver.deciding = true;
+                    leaver.ask(Ask::Settle);
+                }
+                // Once it has settled.
+                Action::Decide => {}
+                Action::TellDecision => self.tell_decision(index),
+                Action::TellWithdrawn => {
+                    let words = self.departures.list[index].reason.clone().unwrap_or_default();
+                    self.say_of(index, SourceWord::Withdrawn { reason: reason(&words) });
+                }
+                Action::Resume => self.departures.list[index].ask(Ask::Resume),
+                Action::Release => {
+                    let now = self.start.elapsed();
+                    let leaver = &mut self.departures.list[index];
+                    leaver.figures.released = Some(now);
+                    leaver.ask(Ask::Release);
+                }
+            }
+        }
+    }
+
+    /// It stays, for this reason; one that was handed over says that it is too late.
+    pub(super) fn abandon(&mut self, index: usize, why: &str) {
+        let leaver = &mut self.departures.list[index];
+        if matches!(leaver.state, State::Migrating | State::Paused) && !leaver.deciding {
+            leaver.reason = Some(why.to_owned());
+        }
+        if !leaver.deciding {
+            self.departure_input(index, Input::Abandon);
+        }
+    }
+
+    /// All that can still stay, do.
+    pub(super) fn abandon_all(&mut self, why: &str) {
+        for index in 0..self.departures.list.len() {
+            self.abandon(index, why);
+        }
+    }
+
+    fn say_of(&self, index: usize, word: SourceWord) {
+        let leaver = &self.departures.list[index];
+        // In order with the pages, which go first, too.
+        if let Some(queue) = &self.queues[leaver.host] {
+            queue.say_first(&ToHost::HandOver { vm: leaver.vm, word });
+        }
+    }
+
+    pub(super) fn tell_decision(&mut self, index: usize) {
+        self.departures.list[index].told_at = self.start.elapsed();
+        self.say_of(index, SourceWord::Decision);
+    }
+
+    /// Which pages are stale, those pages, and the device state.
+    pub(super) fn send_state(&mut self, index: usize) {
+        let leaver = &self.departures.list[index];
+        let Some(stood) = leaver.stood.clone() else { return };
+        let (vm, host) = (leaver.vm, leaver.host);
+        self.tell_stale(index, &stood.newest.stale);
+        let attachments = stood.attachments.iter().map(|(name, bytes)| attachment_offer(name, bytes));
+        self.say_of(index, SourceWord::State { attachments: attachments.collect() });
+        if let Some(queue) = &self.queues[host] {
+            for (at, (_, bytes)) in stood.attachments.iter().enumerate() {
+                parts(vm, at, bytes).iter().for_each(|part| queue.say_first(part));
+            }
+        }
+        // A guest's first faults are answered before these.
+        self.guests.service.push(host, vm, &stood.newest.stale, true);
+    }
+
+    /// These pages come in newer versions.
+    pub(super) fn tell_stale(&self, index: usize, stale: &Bitmap) {
+        let ranges = ranges(stale);
+        let epoch = self.departures.list[index].epoch;
+        let count = ranges.len().div_ceil(limits::STALE_RANGES_MAX).max(1);
+        for part in 0..count {
+            let from = part * limits::STALE_RANGES_MAX;
+            let to = (from + limits::STALE_RANGES_MAX).min(ranges.len());
+            let last = part + 1 == count;
+            self.say_of(index, SourceWord::Stale { epoch, ranges: ranges[from..to].to_vec(), last });
+        }
+    }
+
+    /// Takes in what a VM's thread answers.
+    pub(super) fn departure_told(&mut self, index: usize, told: Told) {
+        let leaver = &mut self.departures.list[index];
+        leaver.pending -= 1;
+        match told {
+            Told::Followed(Ok(newest)) => self.followed(index, newest),
+            Told::Stood(Ok(stood)) => self.stood(index, stood),
+            Told::Followed(Err(why)) | Told::Stood(Err(why)) => {
+                leaver.stopping = false;
+                self.abandon(index, &why);
+            }
+            Told::Settled(settled) => self.settled(index, settled),
+            Told::Resumed(resumed) => {
+                let forgotten = resumed.and_then(|()| self.forget(index));
+                if let Err(why) = forgotten {
+                    let leaver = &mut self.departures.list[index];
+                    tracing::error!(vm = leaver.name(), why, "a VM that stays could not be put right: look at it");
+                    leaver.reason = Some(format!("it stays, but could not be put right: {why}"));
+                }
+            }
+            Told::Released(released) => {
+                if let Err(why) = released.and_then(|()| self.forget(index)) {
+                    let leaver = &mut self.departures.list[index];
+                    tracing::warn!(vm = leaver.name(), why, "something of a VM that left is still here");
+                }
+            }
+        }
+    }
+
+    fn forget(&self, index: usize) -> Result<(), String> {
+        let Some(journal) = &self.departures.journal else { return Ok(()) };
+        journal.forget(self.departures.list[index].name()).map_err(|error| error.to_string())
+    }
+
+    fn followed(&mut self, index: usize, newest: Newest) {
+        let now = self.start.elapsed();
+        let leaver = &mut self.departures.list[index];
+        leaver.epoch += 1;
+        let since = leaver.round_at.map_or(now, |at| now.saturating_sub(at)).max(Duration::from_millis(1));
+        let per_s = u64::from(newest.fresh.count()) * 1000 / u64::try_from(since.as_millis()).unwrap_or(1).max(1);
+        leaver.figures.dirty_pages_per_s = u32::try_from(per_s).unwrap_or(u32::MAX);
+        leaver.figures.rounds += 1;
+        let (vm, host) = (leaver.vm, leaver.host);
+        self.guests.newest.insert(vm, newest.source);
+        self.tell_stale(index, &newest.fresh);
+        self.guests.service.push(host, vm, &newest.fresh, true);
+    }
+
+    fn stood(&mut self, index: usize, stood: Stood) {
+        let leaver = &mut self.departures.list[index];
+        leaver.stopping = false;
+        leaver.epoch += 1;
+        leaver.figures.stale_pages = stood.newest.stale.count();
+        self.guests.newest.insert(leaver.vm, Arc::clone(&stood.newest.source));
+        leaver.stood = Some(stood);
+        match leaver.state {
+            // Found in the journal.
+            State::HandedOver => self.send_state(index),
+            State::Migrating => self.departure_input(index, Input::Stopped),
+            // It was abandoned meanwhile, and is being resumed.
+            _ => {}
+        }
+    }
+
+    fn settled(&mut self, index: usize, settled: Result<(), String>) {
+        let leaver = &mut self.departures.list[index];
+        leaver.deciding = false;
+        let input = match (settled, &self.departures.journal) {
+            (Err(why), _) => {
+                leaver.reason = Some(why);
+                Input::Undecided
+            }
+            (Ok(()), Some(journal)) => match journal.decide(&leaver.leaving) {
+                Ok(Some(())) => Input::Decided,
+                Ok(None) => {
+                    leaver.reason = Some(
+                        "nobody knows whether the decision is on disk: it stands here until a later run finds out".into(),
+                    );
+                    return;
+                }
+                Err(error) => {
+                    leaver.reason = Some(crate::departure::words(&error));
+                    Input::Undecided
+                }
+            },
+            (Ok(()), None) => unreachable!("departures come with a journal"),
+        };
+        self.departure_input(index, input);
+    }
+}

@@ -1,0 +1,196 @@
+//! VMs of a plan that run here and leave: `image` is `qmp:PATH`, the monitor of a running QEMU.
+//!
+//! Beside the plan stands `PLAN.handover/`: the journal, `status.json` for `scatter status`, and `cancel` for a moment when
+//! `scatter cancel` asks for it.
+
+use crate::cli::args::Send;
+use crate::cli::exit::{Coded, Exit, Failure, Outcome};
+use planner::Plan;
+use sender::departure::{Departing, Mode, Pace, QemuDeparture};
+use sender::driver::{Departure, DepartureOutcome};
+use sender::guests::GuestInput;
+use sender::handover::State;
+use sender::handover::journal::{Journal, Leaving};
+use serde::{Deserialize, Serialize};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use vmm::image::MappedImage;
+use wire::control::LeaveOffer;
+
+/// What an image is that is no file.
+const MONITOR: &str = "qmp:";
+/// Where memory of leaving VMs stands by default: it must be a tmpfs.
+const MEMORY: &str = "/dev/shm";
+
+/// The folder beside a plan.
+pub(crate) fn folder(plan_file: &Path) -> PathBuf {
+    let mut path = plan_file.as_os_str().to_owned();
+    path.push(".handover");
+    path.into()
+}
+
+/// What `scatter status` reads.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct StatusFile {
+    /// The process that sends.
+    pub(crate) pid: u32,
+    /// Each VM, as its outcome is written.
+    pub(crate) vms: Vec<serde_json::Value>,
+}
+
+/// VMs whose first pass is taken.
+pub(super) struct Leave {
+    pub(super) images: Vec<Arc<MappedImage>>,
+    pub(super) guests: Vec<GuestInput>,
+    pub(super) departures: Vec<Departure>,
+    pub(super) journal: Journal,
+    pub(super) pace: Pace,
+    pub(super) cancel: Arc<AtomicBool>,
+    folder: PathBuf,
+}
+
+/// Takes the first pass over each VM, all at once; nothing if the plan's images are files.
+pub(super) fn begin(args: &Send, plan: &Plan, interrupt: &AtomicBool) -> Outcome<Option<Leave>> {
+    let monitors: Vec<Option<&str>> = plan.vms.iter().map(|vm| vm.image.strip_prefix(MONITOR)).collect();
+    if monitors.iter().all(Option::is_none) {
+        return Ok(None);
+    }
+    let folder = folder(&args.group);
+    let journal = Journal::open(&folder).or_exit(Exit::System)?;
+    let inode = std::fs::metadata(&folder).or_exit(Exit::System)?.ino();
+    let memory = args.memory.clone().unwrap_or_else(|| PathBuf::from(MEMORY));
+    let memory = memory.join(format!("scatter-{}-{inode:x}", plan.name));
+    let mut tasks = Vec::new();
+    for ((vm, monitor), hosts) in plan.vms.iter().zip(&monitors).zip(plan.hosts_of_vms()) {
+        let Some(monitor) = monitor else {
+            let message = format!("VM {}: its image is a file, others run: send files and VMs apart", vm.name);
+            return Err(Failure::new(Exit::Input, message));
+        };
+        let hosts: Vec<u16> = hosts.iter().collect();
+        let [host] = hosts[..] else {
+            let message = format!(
+                "VM {} is to go to {} hosts: a VM that leaves goes to one; `scatter clone` makes several of it",
+                vm.name,
+                hosts.len()
+            );
+            return Err(Failure::new(Exit::Input, message));
+        };
+        let monitor = crate::images::path_beside(&args.group, monitor);
+        let monitor = std::path::absolute(monitor).or_exit(Exit::System)?;
+        let host_name = plan.hosts[usize::from(host)].name.clone();
+        tasks.push((usize::from(host), Leaving { vm: vm.name.clone(), host: host_name, monitor }));
+    }
+    let begun = first_passes(&tasks, &journal, &memory, interrupt)?;
+    let whole = args.mode == Mode::Precopy;
+    let (mut images, mut guests, mut departures) = (Vec::new(), Vec::new(), Vec::new());
+    for ((vm, (host, leaving)), departure) in (0..).zip(tasks).zip(begun) {
+        images.push(Arc::clone(departure.image()));
+        guests.push(GuestInput {
+            vm,
+            kind: "qemu".to_owned(),
+            fingerprint: departure.fingerprint().to_owned(),
+            attachments: Vec::new(),
+            leaves: Some(LeaveOffer { whole }),
+            clones: vec![(host, leaving.vm.clone())],
+        });
+        let handed_over = departure.is_handed_over();
+        departures.push(Departure { vm, host, leaving, handed_over, departing: Box::new(departure) });
+    }
+    let pace = Pace {
+        mode: args.mode,
+        downtime_limit: args.downtime_limit,
+        precopy_timeout: args.precopy_timeout,
+    };
+    let cancel = Arc::default();
+    Ok(Some(Leave { images, guests, departures, journal, pace, cancel, folder }))
+}
+
+/// Each on a thread; if one fails, all run on.
+fn first_passes(
+    tasks: &[(usize, Leaving)],
+    journal: &Journal,
+    memory: &Path,
+    interrupt: &AtomicBool,
+) -> Outcome<Vec<QemuDeparture>> {
+    let begun: Vec<_> = std::thread::scope(|scope| {
+        let begin = |leaving| scope.spawn(move || QemuDeparture::begin(leaving, journal, memory, interrupt));
+        let threads: Vec<_> = tasks.iter().map(|(_, leaving)| begin(leaving)).collect();
+        threads.into_iter().map(|thread| thread.join().expect("the first pass does not panic")).collect()
+    });
+    if begun.iter().all(Result::is_ok) {
+        return Ok(begun.into_iter().filter_map(Result::ok).collect());
+    }
+    let mut failure = None;
+    for (departure, (_, leaving)) in begun.into_iter().zip(tasks) {
+        match departure {
+            Ok(mut departure) if !departure.is_handed_over() => {
+                if let Err(error) = departure.resume() {
+                    tracing::error!(vm = leaving.vm, error, "a VM could not be put right: look at it");
+                }
+                journal.forget(&leaving.vm).or_exit(Exit::System)?;
+            }
+            Ok(_) => {}
+            Err(error) => {
+                let error = anyhow::Error::new(error).context(format!("VM {}", leaving.vm));
+                failure.get_or_insert(Failure { exit: Exit::Input, error });
+            }
+        }
+    }
+    Err(failure.expect("one failed"))
+}
+
+impl Leave {
+    /// What tells others how the VMs fare, and hears them.
+    pub(super) fn watch(&self) -> Watch {
+        // A word to an earlier process is none to this one.
+        let _ = std::fs::remove_file(self.folder.join("cancel"));
+        Watch { folder: self.folder.clone(), cancel: Arc::clone(&self.cancel) }
+    }
+}
+
+/// See [`Leave::watch`].
+pub(super) struct Watch {
+    folder: PathBuf,
+    cancel: Arc<AtomicBool>,
+}
+
+impl Watch {
+    pub(super) fn look(&self, departures: &[DepartureOutcome]) {
+        if self.folder.join("cancel").exists() {
+            self.cancel.store(true, Ordering::Relaxed);
+        }
+        let value = |outcome| serde_json::to_value(outcome).expect("plain data");
+        let file = StatusFile { pid: std::process::id(), vms: departures.iter().map(value).collect() };
+        let text = serde_json::to_string_pretty(&file).expect("plain data");
+        // Told again in a moment: a full disk must not end a transfer.
+        let written = crate::commands::write_file(&self.folder.join("status.json"), &text);
+        if let Err(failure) = written {
+            tracing::debug!(error = %failure.error, "status.json");
+        }
+    }
+}
+
+/// A line for each VM, and how it went.
+pub(super) fn verdict(departures: &[DepartureOutcome], interrupted: bool) -> Exit {
+    for outcome in departures {
+        let figures = &outcome.figures;
+        let downtime = figures.stopped.zip(figures.running).map(|(from, to)| to.saturating_sub(from));
+        let downtime = downtime.map_or_else(String::new, |time| format!(", stood {} ms", time.as_millis()));
+        let evicted =
+            figures.released.map_or_else(String::new, |at| format!(", evicted after {:.2} s", at.as_secs_f64()));
+        let words = outcome.reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}"));
+        eprintln!(
+            "{} → {}: {}{downtime}{evicted}, {} stale pages, {} rounds{words}",
+            outcome.vm, outcome.host, outcome.state, figures.stale_pages, figures.rounds
+        );
+    }
+    let gone = departures.iter().filter(|outcome| outcome.state == State::Released).count();
+    match gone {
+        count if count == departures.len() => Exit::Done,
+        _ if interrupted => Exit::Interrupted,
+        0 => Exit::AllFailed,
+        _ => Exit::SomeFailed,
+    }
+}
