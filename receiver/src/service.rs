@@ -5,7 +5,6 @@ use crate::board::Board;
 use crate::driver::{Driver, Ended};
 use crate::fetch::{Fetching, Job};
 use crate::guests::{GuestConfig, GuestError, Guests, HandOvers};
-use crate::link::Link;
 use crate::listen::{Incoming, Shared, address_of, listen};
 use crate::live::{Live, Lives};
 use crate::residents::Kept;

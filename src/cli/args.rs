@@ -4,8 +4,8 @@ use super::clones::{LaunchKind, Programs};
 pub(crate) use super::planning::{Measure, Plan, Simulate};
 
 use super::parse::{self, EncodingChoice, Rate, SymbolSize};
-use sender::departure::Mode;
 use clap::{Args, Subcommand, ValueEnum};
+use sender::departure::Mode;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;

@@ -129,7 +129,7 @@ impl CaptureKind {
     }
 }
 
-/// Says which clones run at a plan's hosts, and who they depend on
+/// Says where VMs that leave stand, which clones run at a plan's hosts, and who they depend on
 #[derive(Args, Debug)]
 #[command(after_help = "\
 A clone with missing pages depends on the sender that is connected: it must stay. One that nobody feeds waits at its next missing page;
@@ -148,6 +148,21 @@ pub(crate) struct Status {
     /// As JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Keeps VMs that leave this host, as far as they still can be kept
+#[derive(Args, Debug)]
+#[command(after_help = "\
+A VM that was not handed over runs on here, and its host forgets it. One that was handed over may run at its host already: that is
+refused in words, and its sender goes on. Without a sender, as after a crash, VMs that it left standing are set running again.
+Exit code 5 or 6 if it was too late for some or all.
+
+Examples:
+  scatter cancel --group evacuate.json")]
+pub(crate) struct Cancel {
+    /// The plan that `scatter send` runs, or ran
+    #[arg(long, value_name = "PLAN")]
+    pub(crate) group: PathBuf,
 }
 
 /// Makes a snapshot to clone: a small self-checking guest on KVM, for trials and never a product

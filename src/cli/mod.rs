@@ -53,6 +53,7 @@ pub(crate) enum Command {
     Capture(clones::Capture),
     Microvm(clones::Microvm),
     Status(clones::Status),
+    Cancel(clones::Cancel),
     Report(args::Report),
     Doctor(args::Doctor),
     Schema(args::Schema),

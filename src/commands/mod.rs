@@ -2,6 +2,7 @@
 
 pub(crate) mod answers;
 pub(crate) mod capture;
+pub(crate) mod cancel;
 pub(crate) mod demo;
 pub(crate) mod doctor;
 pub(crate) mod keys;

@@ -49,9 +49,12 @@ pub(crate) fn run(args: &Status) -> Outcome {
     let answers = answers(args, &plan)?;
     let named: Vec<(&str, &Result<HostStatus, String>)> =
         plan.hosts.iter().map(|host| host.name.as_str()).zip(&answers).collect();
+    let leaving = crate::commands::send::leave::standing(&args.group, &plan)?;
     if args.json {
-        println!("{}", json!({"hosts": named.iter().map(as_json).collect::<Vec<_>>()}));
+        let leaving: Vec<_> = leaving.iter().map(|(vm, words)| json!({"vm": vm, "state": words})).collect();
+        println!("{}", json!({"leaving": leaving, "hosts": named.iter().map(as_json).collect::<Vec<_>>()}));
     } else {
+        leaving.iter().for_each(|(vm, words)| println!("{vm}: {words}"));
         named.iter().for_each(print);
     }
     let failed = answers.iter().filter(|answer| answer.is_err()).count();

@@ -81,6 +81,16 @@ impl Fleet {
         assert!(ran.status.success(), "{args:?}: {}", String::from_utf8_lossy(&ran.stderr));
     }
 
+    /// Runs a command of the binary here, which is to fail; what it said.
+    #[track_caller]
+    pub(crate) fn refused(&self, args: &[&str]) -> String {
+        let mut command = Command::new(SCATTER);
+        let ran = command.current_dir(self.dir()).args(args).env_remove("SCATTER_KEYS").output();
+        let ran = ran.expect("scatter runs");
+        assert!(!ran.status.success(), "{args:?} did not fail");
+        [ran.stdout, ran.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).concat()
+    }
+
     /// The binary on a host. Whatever else keeps the machine busy must not look like a slow host, so it goes first where
     /// that is allowed; `wrapper` runs it, if there is one.
     fn command(&self, host: u16, wrapper: &[&str]) -> Command {

@@ -9,8 +9,10 @@
 mod clone;
 mod delivery;
 mod doctor;
+mod evacuate;
 mod failures;
 mod fleet;
+mod handover;
 mod images;
 mod links;
 mod peers;

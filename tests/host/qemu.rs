@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use vmm::qemu::{Identity, Launch, Vm};
 
 /// A guest boots in some seconds; a loaded machine may take ten times as long.
-const BOOT_WITHIN: Duration = Duration::from_secs(120);
+pub(crate) const BOOT_WITHIN: Duration = Duration::from_secs(120);
 
 struct Qemus {
     // Dropped in this order: the source, whatever the hosts left, the hosts.
@@ -23,7 +23,7 @@ struct Qemus {
 }
 
 /// Ends QEMUs that a test which failed, or a receiver which was killed, left behind: those with files in the test's directory.
-struct Sweep(PathBuf);
+pub(crate) struct Sweep(pub(crate) PathBuf);
 
 impl Drop for Sweep {
     fn drop(&mut self) {
@@ -53,7 +53,7 @@ fn guest() -> Result<[PathBuf; 2], String> {
 }
 
 /// A machine with a guest that works on `work_mib` of its memory.
-fn machine(test: &str, mib: u32, work_mib: u32) -> Option<Launch> {
+pub(crate) fn machine(test: &str, mib: u32, work_mib: u32) -> Option<Launch> {
     let files = match guest() {
         Ok(files) => files.map(|file| file.to_string_lossy().replace('{', "{{").replace('}', "}}")),
         Err(why) => {
@@ -134,14 +134,14 @@ impl Qemus {
 }
 
 /// The ticks that a guest has told on its serial port since it was started here. Fails if one is BAD.
-fn ticks(dir: &Path) -> usize {
+pub(crate) fn ticks(dir: &Path) -> usize {
     let said = fs::read(dir.join("serial")).unwrap_or_default();
     let said = String::from_utf8_lossy(&said);
     assert!(!said.contains("BAD"), "{}: {}", dir.display(), &said[said.len().saturating_sub(800)..]);
     said.lines().filter(|line| line.starts_with("TICK ") && line.contains(" OK ")).count()
 }
 
-fn wait_for_ticks(dir: &Path, count: usize, within: Duration) {
+pub(crate) fn wait_for_ticks(dir: &Path, count: usize, within: Duration) {
     let deadline = Instant::now() + within;
     while ticks(dir) < count {
         assert!(Instant::now() < deadline, "{}: {} ticks of {count}", dir.display(), ticks(dir));

@@ -350,7 +350,10 @@ impl World {
     fn check(&self) {
         assert!(self.running() <= 1, "two run: {self:#?}");
         let runs_there = self.host_vm == Vm::Runs;
-        assert!(!runs_there || self.source_disk && self.host_disk, "started before it was decided: {self:#?}");
+        assert!(
+            !runs_there || self.source_disk && self.host_disk,
+            "started before it was decided: {self:#?}"
+        );
         let released = self.source == Some(source::State::Released);
         assert!(!released || runs_there || self.killed, "released, and runs nowhere: {self:#?}");
     }

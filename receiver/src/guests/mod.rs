@@ -43,8 +43,8 @@ use pages::block::{BlockLimits, ContentRun, Scratch, decode_block};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
-use vmm::lazy::{LazyImage, Origin};
 use taking::Taking;
+use vmm::lazy::{LazyImage, Origin};
 use wire::control::{
     self, Attachment, CloneOffer, CloneStatus, FirstTouched, GuestOffer, GuestState, ToSender,
 };
@@ -316,7 +316,10 @@ impl Guests {
             starting: clone.state == State::Starting,
             over: clone.state == State::Over,
             missing_pages: vm.image.missing_count(),
-            words: control::reason(&clone.ward.status()),
+            words: match &vm.taking {
+                Some(taking) => control::reason(&format!("{}; {}", taking.state, clone.ward.status())),
+                None => control::reason(&clone.ward.status()),
+            },
         };
         clones.map(status).collect()
     }

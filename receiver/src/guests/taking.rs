@@ -81,7 +81,8 @@ impl Guests {
     /// [`GuestError::Protocol`], [`GuestError::Place`].
     pub fn handle_hand_over(&mut self, vm: u16, word: SourceWord) -> Result<(), GuestError> {
         let at = self.vms.iter().position(|known| known.offer.vm == vm && known.taking.is_some());
-        let at = at.ok_or_else(|| GuestError::Protocol(format!("VM {vm} was not offered as one that moves")))?;
+        let at =
+            at.ok_or_else(|| GuestError::Protocol(format!("VM {vm} was not offered as one that moves")))?;
         match word {
             SourceWord::Stale { epoch, ranges, last } => self.stale(at, epoch, &ranges, last)?,
             SourceWord::State { attachments } => self.state(at, &attachments),

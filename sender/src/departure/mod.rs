@@ -3,7 +3,7 @@
 
 mod qemu;
 
-pub use qemu::{DepartureError, QemuDeparture};
+pub use qemu::{DepartureError, QemuDeparture, put_right};
 
 use crossbeam_channel::{Sender, unbounded};
 use pages::{Bitmap, PageSource};

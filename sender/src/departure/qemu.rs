@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use vmm::image::{ImageError, ImageFormat, MappedImage};
 use vmm::qemu::capture::{DepartFiles, DepartingVm, resume_stopped};
-use vmm::qemu::{DeviceState, Qmp, QemuError, QmpError};
+use vmm::qemu::{DeviceState, QemuError, Qmp, QmpError};
 
 /// How long a look at what changed takes.
 const FOLLOW_FOR: Duration = Duration::from_millis(100);
@@ -224,6 +224,18 @@ fn stood(
 ) -> Result<Stood, DepartureError> {
     let newest = newest(files, first, stale, fresh)?;
     Ok(Stood { newest, attachments: vec![("state".to_owned(), state)] })
+}
+
+/// Lets a VM run on that an earlier process left, and forgets it; not one that was handed over.
+///
+/// # Errors
+/// [`DepartureError`]: it may stand.
+pub fn put_right(leaving: &Leaving, journal: &Journal) -> Result<(), DepartureError> {
+    if journal.is_decided(&leaving.vm) {
+        return Err(QemuError::refused("it was handed over: its host may run it already").into());
+    }
+    resume_stopped(&mut Qmp::connect(&leaving.monitor, MONITOR_WITHIN)?)?;
+    Ok(journal.forget(&leaving.vm)?)
 }
 
 impl Departing for QemuDeparture {

@@ -232,7 +232,9 @@ impl Transfer {
         let (state, actions) = match step(leaver.state, input) {
             Ok(next) => next,
             Err(late) => {
-                leaver.reason = Some(late.to_string());
+                if leaver.state != State::Released {
+                    leaver.reason = Some(late.to_string());
+                }
                 return;
             }
         };
@@ -343,7 +345,11 @@ impl Transfer {
                 let forgotten = resumed.and_then(|()| self.forget(index));
                 if let Err(why) = forgotten {
                     let leaver = &mut self.departures.list[index];
-                    tracing::error!(vm = leaver.name(), why, "a VM that stays could not be put right: look at it");
+                    tracing::error!(
+                        vm = leaver.name(),
+                        why,
+                        "a VM that stays could not be put right: look at it"
+                    );
                     leaver.reason = Some(format!("it stays, but could not be put right: {why}"));
                 }
             }
@@ -366,7 +372,8 @@ impl Transfer {
         let leaver = &mut self.departures.list[index];
         leaver.epoch += 1;
         let since = leaver.round_at.map_or(now, |at| now.saturating_sub(at)).max(Duration::from_millis(1));
-        let per_s = u64::from(newest.fresh.count()) * 1000 / u64::try_from(since.as_millis()).unwrap_or(1).max(1);
+        let per_s =
+            u64::from(newest.fresh.count()) * 1000 / u64::try_from(since.as_millis()).unwrap_or(1).max(1);
         leaver.figures.dirty_pages_per_s = u32::try_from(per_s).unwrap_or(u32::MAX);
         leaver.figures.rounds += 1;
         let (vm, host) = (leaver.vm, leaver.host);

@@ -93,7 +93,11 @@ impl Transfer {
             Mode::Precopy if !brought || !self.has_written(leaver.host) => return,
             Mode::Precopy => match leaver.round_at {
                 // What the last round brought took so long, and so does what has changed meanwhile.
-                Some(at) if now.saturating_sub(at) <= pace.downtime_limit.max(super::departures::ROUND_MIN) => true,
+                Some(at)
+                    if now.saturating_sub(at) <= pace.downtime_limit.max(super::departures::ROUND_MIN) =>
+                {
+                    true
+                }
                 _ => {
                     let leaver = &mut self.departures.list[index];
                     leaver.round_at = Some(now);
@@ -133,7 +137,11 @@ impl Transfer {
 
     /// The session is over: what VMs' threads still do is waited for.
     pub(super) fn finish_departures(&mut self) {
-        self.abandon_all("the transfer ended before it was handed over");
+        for index in 0..self.departures.list.len() {
+            if self.departures.list[index].state < State::HandedOver {
+                self.abandon(index, "the transfer ended before it was handed over");
+            }
+        }
         let deadline = Instant::now() + FINISH_WITHIN;
         while self.departures.list.iter().any(|leaver| leaver.pending > 0) && Instant::now() < deadline {
             match self.happenings.recv_timeout(Duration::from_millis(50)) {

@@ -12,6 +12,7 @@ use sender::guests::GuestInput;
 use sender::handover::State;
 use sender::handover::journal::{Journal, Leaving};
 use serde::{Deserialize, Serialize};
+use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -29,6 +30,53 @@ pub(crate) fn folder(plan_file: &Path) -> PathBuf {
     let mut path = plan_file.as_os_str().to_owned();
     path.push(".handover");
     path.into()
+}
+
+/// The right to send a plan's VMs, as long as the file is held; nothing if another process has it.
+pub(crate) fn lock(folder: &Path) -> Outcome<Option<File>> {
+    let path = folder.join("lock");
+    let file = File::options().create(true).truncate(false).write(true).open(&path).or_exit(Exit::System)?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(std::fs::TryLockError::WouldBlock) => Ok(None),
+        Err(std::fs::TryLockError::Error(error)) => Err(error).or_exit(Exit::System),
+    }
+}
+
+/// Where each VM of a plan that leaves stands, in words; none if the plan's images are files.
+pub(crate) fn standing(plan_file: &Path, plan: &Plan) -> Outcome<Vec<(String, String)>> {
+    let folder = folder(plan_file);
+    if !folder.is_dir() {
+        return Ok(Vec::new());
+    }
+    if lock(&folder)?.is_none() {
+        let text = std::fs::read_to_string(folder.join("status.json")).unwrap_or_default();
+        let vms = serde_json::from_str::<StatusFile>(&text).map(|file| file.vms).unwrap_or_default();
+        let words = |vm: &serde_json::Value| {
+            let word = |field: &str| vm[field].as_str().unwrap_or_default().to_owned();
+            let reason = vm["reason"].as_str().map_or_else(String::new, |reason| format!("; {reason}"));
+            (word("vm"), format!("{}, to {}{reason}", word("state").replace('-', " "), word("host")))
+        };
+        return Ok(vms.iter().map(words).collect());
+    }
+    let journal = Journal::open(&folder).or_exit(Exit::System)?;
+    let mut standing = Vec::new();
+    for vm in &plan.vms {
+        let words = match journal.find(&vm.name).or_exit(Exit::System)? {
+            Some(of) if journal.is_decided(&vm.name) => format!(
+                "{}, to {}; no sender brings its pages: start the same `scatter send` again",
+                State::HandedOver,
+                of.host
+            ),
+            Some(_) => format!(
+                "{}, left by a sender that died: `scatter cancel` or `scatter send` makes sure that it runs",
+                State::Running
+            ),
+            None => "nothing of it is under way".to_owned(),
+        };
+        standing.push((vm.name.clone(), words));
+    }
+    Ok(standing)
 }
 
 /// What `scatter status` reads.
@@ -49,6 +97,7 @@ pub(super) struct Leave {
     pub(super) pace: Pace,
     pub(super) cancel: Arc<AtomicBool>,
     folder: PathBuf,
+    lock: File,
 }
 
 /// Takes the first pass over each VM, all at once; nothing if the plan's images are files.
@@ -59,13 +108,22 @@ pub(super) fn begin(args: &Send, plan: &Plan, interrupt: &AtomicBool) -> Outcome
     }
     let folder = folder(&args.group);
     let journal = Journal::open(&folder).or_exit(Exit::System)?;
+    let Some(lock) = lock(&folder)? else {
+        let message = format!("another `scatter send` has VMs of {} under way", args.group.display());
+        return Err(Failure::new(Exit::Input, message));
+    };
+    // Words to an earlier process, and of it.
+    for file in ["cancel", "status.json"] {
+        let _ = std::fs::remove_file(folder.join(file));
+    }
     let inode = std::fs::metadata(&folder).or_exit(Exit::System)?.ino();
     let memory = args.memory.clone().unwrap_or_else(|| PathBuf::from(MEMORY));
     let memory = memory.join(format!("scatter-{}-{inode:x}", plan.name));
     let mut tasks = Vec::new();
     for ((vm, monitor), hosts) in plan.vms.iter().zip(&monitors).zip(plan.hosts_of_vms()) {
         let Some(monitor) = monitor else {
-            let message = format!("VM {}: its image is a file, others run: send files and VMs apart", vm.name);
+            let message =
+                format!("VM {}: its image is a file, others run: send files and VMs apart", vm.name);
             return Err(Failure::new(Exit::Input, message));
         };
         let hosts: Vec<u16> = hosts.iter().collect();
@@ -98,13 +156,10 @@ pub(super) fn begin(args: &Send, plan: &Plan, interrupt: &AtomicBool) -> Outcome
         let handed_over = departure.is_handed_over();
         departures.push(Departure { vm, host, leaving, handed_over, departing: Box::new(departure) });
     }
-    let pace = Pace {
-        mode: args.mode,
-        downtime_limit: args.downtime_limit,
-        precopy_timeout: args.precopy_timeout,
-    };
+    let pace =
+        Pace { mode: args.mode, downtime_limit: args.downtime_limit, precopy_timeout: args.precopy_timeout };
     let cancel = Arc::default();
-    Ok(Some(Leave { images, guests, departures, journal, pace, cancel, folder }))
+    Ok(Some(Leave { images, guests, departures, journal, pace, cancel, folder, lock }))
 }
 
 /// Each on a thread; if one fails, all run on.
@@ -143,10 +198,9 @@ fn first_passes(
 
 impl Leave {
     /// What tells others how the VMs fare, and hears them.
-    pub(super) fn watch(&self) -> Watch {
-        // A word to an earlier process is none to this one.
-        let _ = std::fs::remove_file(self.folder.join("cancel"));
-        Watch { folder: self.folder.clone(), cancel: Arc::clone(&self.cancel) }
+    pub(super) fn watch(&self) -> Outcome<Watch> {
+        let lock = self.lock.try_clone().or_exit(Exit::System)?;
+        Ok(Watch { folder: self.folder.clone(), cancel: Arc::clone(&self.cancel), _lock: lock })
     }
 }
 
@@ -154,6 +208,7 @@ impl Leave {
 pub(super) struct Watch {
     folder: PathBuf,
     cancel: Arc<AtomicBool>,
+    _lock: File,
 }
 
 impl Watch {
@@ -178,8 +233,9 @@ pub(super) fn verdict(departures: &[DepartureOutcome], interrupted: bool) -> Exi
         let figures = &outcome.figures;
         let downtime = figures.stopped.zip(figures.running).map(|(from, to)| to.saturating_sub(from));
         let downtime = downtime.map_or_else(String::new, |time| format!(", stood {} ms", time.as_millis()));
-        let evicted =
-            figures.released.map_or_else(String::new, |at| format!(", evicted after {:.2} s", at.as_secs_f64()));
+        let evicted = figures
+            .released
+            .map_or_else(String::new, |at| format!(", evicted after {:.2} s", at.as_secs_f64()));
         let words = outcome.reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}"));
         eprintln!(
             "{} → {}: {}{downtime}{evicted}, {} stale pages, {} rounds{words}",

@@ -155,7 +155,7 @@ fn transfer(
     let mut transfer = Transfer::start(prepared, schedule, config).or_exit(Exit::System)?;
     let mut watch = None;
     if let Some(leave) = leave {
-        watch = Some(leave.watch());
+        watch = Some(leave.watch()?);
         transfer.depart(leave.departures, leave.journal, leave.pace, leave.cancel).or_exit(Exit::System)?;
     }
     sent.started_at = SystemTime::now();

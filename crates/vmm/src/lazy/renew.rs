@@ -45,7 +45,9 @@ impl LazyImage {
         self.renewals.any.store(true, Relaxed);
         self.renewals.stale.set(all.clone());
         for run in self.here.runs(all, true) {
-            let pages = |bits: &Bits| bits.runs(run.clone(), true).iter().map(|run| u64::from(run.end - run.start)).sum();
+            let pages = |bits: &Bits| {
+                bits.runs(run.clone(), true).iter().map(|run| u64::from(run.end - run.start)).sum()
+            };
             self.zero_count.fetch_sub(pages(&self.zero), Relaxed);
             self.here_count.fetch_sub(u64::from(run.end - run.start), Relaxed);
             for (bits, count) in self.answered.iter().zip(&self.answered_count) {
@@ -57,8 +59,9 @@ impl LazyImage {
             // A newer version of zeros is not written: nothing else may stand there.
             let offset = |page: u32| i64::try_from(u64::from(page) * PAGE_BYTES).unwrap_or(i64::MAX);
             let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-            fallocate(&self.file, flags, offset(run.start), offset(run.end) - offset(run.start))
-                .map_err(|source| LazyError::System { action: "take old pages away", source: source.into() })?;
+            fallocate(&self.file, flags, offset(run.start), offset(run.end) - offset(run.start)).map_err(
+                |source| LazyError::System { action: "take old pages away", source: source.into() },
+            )?;
             self.claimed.clear(run);
         }
         Ok(())

@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 use vmm::lazy::Origin;
 use vmm::qemu::capture::{DepartFiles, DepartingVm, EvacuateOptions, evacuate};
-use vmm::qemu::{EmitMode, EmitOptions, Emitter, Qmp, QemuError};
+use vmm::qemu::{EmitMode, EmitOptions, Emitter, QemuError, Qmp};
 
 fn options(image: &std::path::Path) -> EvacuateOptions<'_> {
     EvacuateOptions {

@@ -12,8 +12,8 @@
 //!   ◀────────────── Guest (complete, figures)
 //! ```
 
-use super::{ControlError, LeaveOffer};
 use super::check::at_most;
+use super::{ControlError, LeaveOffer};
 use crate::{Digest, limits};
 use serde::{Deserialize, Serialize};
 

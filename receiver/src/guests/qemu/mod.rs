@@ -13,10 +13,10 @@ mod run;
 pub use machine::{BaseDisk, MemoryKind, QemuMachine};
 
 use super::places::Places;
-use moving::{Hypervisor, Moving};
 use super::words::words;
 use super::{CloneSpec, Launch, Ward};
 use machine::Machine;
+use moving::{Hypervisor, Moving};
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

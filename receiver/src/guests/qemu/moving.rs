@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
-use vmm::qemu::{DeviceState, EmitMode, EmitOptions, Emitter, Qmp, QemuError, Vm};
+use vmm::qemu::{DeviceState, EmitMode, EmitOptions, Emitter, QemuError, Qmp, Vm};
 
 /// A broken link to a VM that is this host's is made anew after so long.
 const RECOVER_AFTER: Duration = Duration::from_millis(500);
@@ -134,7 +134,11 @@ impl Moving<'_> {
         if !self.ward.may_run() {
             return Err(words(error));
         }
-        tracing::warn!(name = self.spec.name, error = words(error), "the link to a VM broke: it is made anew");
+        tracing::warn!(
+            name = self.spec.name,
+            error = words(error),
+            "the link to a VM broke: it is made anew"
+        );
         std::thread::sleep(RECOVER_AFTER);
         self.recovered()
     }

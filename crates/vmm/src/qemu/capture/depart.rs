@@ -130,7 +130,9 @@ impl DepartingVm {
     /// what else [`super::capture`] may meet. The VM and its settings are as before then, and the files are gone.
     pub fn begin(mut qmp: Qmp, files: &DepartFiles, cancel: &AtomicBool) -> Result<Self, QemuError> {
         if !readiness(&mut qmp)? {
-            return Err(QemuError::refused("it stands: capture it, nothing is gained by taking it while it runs"));
+            return Err(QemuError::refused(
+                "it stands: capture it, nothing is gained by taking it while it runs",
+            ));
         }
         let fingerprint = Fingerprint::of(&mut qmp)?;
         let saved = Settings::of(&mut qmp)?;
@@ -263,7 +265,11 @@ impl DepartingVm {
     #[must_use]
     pub fn outline(&self) -> DeviceState {
         let sink = &self.sink.sink;
-        DeviceState { blocks: sink.blocks.clone(), fingerprint: sink.fingerprint().clone(), ..DeviceState::default() }
+        DeviceState {
+            blocks: sink.blocks.clone(),
+            fingerprint: sink.fingerprint().clone(),
+            ..DeviceState::default()
+        }
     }
 
     /// Stops the VM, and takes the rest of its memory and its device state.

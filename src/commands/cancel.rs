@@ -1,0 +1,83 @@
+//! `scatter cancel`: VMs that leave, and still can stay, do.
+
+use crate::cli::clones::Cancel;
+use crate::cli::exit::{Coded, Exit, Failure, Outcome};
+use crate::commands::read_plan;
+use crate::commands::send::leave::{self, StatusFile};
+use sender::departure::put_right;
+use sender::handover::journal::Journal;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// How long a sender may take to put its VMs right.
+const ANSWER_MAX: Duration = Duration::from_secs(60);
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+pub(crate) fn run(args: &Cancel) -> Outcome {
+    let plan = read_plan(&args.group)?;
+    let folder = leave::folder(&args.group);
+    if !folder.is_dir() {
+        let message = format!("nothing of {} leaves: there is no {}", args.group.display(), folder.display());
+        return Err(Failure::new(Exit::Input, message));
+    }
+    match leave::lock(&folder)? {
+        None => ask(&folder),
+        // No sender runs: what one left is put right here.
+        Some(_alone) => {
+            let journal = Journal::open(&folder).or_exit(Exit::System)?;
+            let mut late = 0;
+            for vm in &plan.vms {
+                if journal.is_decided(&vm.name) {
+                    late += 1;
+                    println!(
+                        "{}: handed over: its host may run it already, so it cannot stay here; `scatter send` again brings the rest",
+                        vm.name
+                    );
+                    continue;
+                }
+                match journal.find(&vm.name).or_exit(Exit::System)? {
+                    None => println!("{}: runs here, and nothing of it is under way", vm.name),
+                    Some(leaving) => {
+                        put_right(&leaving, &journal).or_exit(Exit::System)?;
+                        println!("{}: runs here again", vm.name);
+                    }
+                }
+            }
+            Ok(verdict(late, plan.vms.len()))
+        }
+    }
+}
+
+/// Asks the sender that runs, and waits until each VM is in one place.
+fn ask(folder: &Path) -> Outcome {
+    std::fs::write(folder.join("cancel"), []).or_exit(Exit::System)?;
+    let deadline = Instant::now() + ANSWER_MAX;
+    loop {
+        let text = std::fs::read_to_string(folder.join("status.json")).unwrap_or_default();
+        let vms = serde_json::from_str::<StatusFile>(&text).map(|file| file.vms).unwrap_or_default();
+        let state = |vm: &serde_json::Value| vm["state"].as_str().unwrap_or_default().to_owned();
+        let under_way = |vm: &serde_json::Value| matches!(&*state(vm), "migrating" | "paused");
+        let gone = leave::lock(folder)?.is_some();
+        if gone || !vms.is_empty() && !vms.iter().any(under_way) {
+            for vm in &vms {
+                let words = vm["reason"].as_str().map_or_else(String::new, |reason| format!(": {reason}"));
+                println!("{}: {}{words}", vm["vm"].as_str().unwrap_or_default(), state(vm).replace('-', " "));
+            }
+            let late = vms.iter().filter(|vm| state(vm) != "running").count();
+            return Ok(verdict(late, vms.len()));
+        }
+        if Instant::now() > deadline {
+            let message = format!("the sender did not answer within {} s", ANSWER_MAX.as_secs());
+            return Err(Failure::new(Exit::System, message));
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
+}
+
+fn verdict(late: usize, all: usize) -> Exit {
+    match late {
+        0 => Exit::Done,
+        late if late == all => Exit::AllFailed,
+        _ => Exit::SomeFailed,
+    }
+}

@@ -1,0 +1,201 @@
+//! Running VMs leave their host: real Linux guests under TCG, which check their own memory and tick. Each runs in one place
+//! only, whatever is killed, cut or full on the way.
+
+use crate::fleet::{Fleet, PATIENCE, Sending, name};
+use crate::qemu::{BOOT_WITHIN, Sweep, machine, ticks, wait_for_ticks};
+use lab::hosts::{LabOptions, Loss, Scope};
+use serde_json::{Value, json};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use vmm::qemu::{Identity, Vm};
+
+/// The source's VMs, and hosts for them.
+pub(crate) struct Evacuation {
+    // Dropped in this order: the VMs, whatever the hosts left, the hosts.
+    pub(crate) vms: Vec<Option<Vm>>,
+    /// Where the first VM is now.
+    pub(crate) at: PathBuf,
+    _sweep: Sweep,
+    pub(crate) fleet: Fleet,
+}
+
+impl Evacuation {
+    pub(crate) fn new(test: &str, hosts: u16, vms: u16, mib: u32, work_mib: u32) -> Option<Self> {
+        let mut machine = machine(test, mib, work_mib)?;
+        let fleet = Fleet::new(test, LabOptions { hosts: hosts + 1, ..LabOptions::default() })?;
+        let sweep = Sweep(fleet.dir().to_owned());
+        machine.args.extend(["-qmp".into(), "unix:{dir}/leave.sock,server=on,wait=off".into()]);
+        let config = json!({"qemu": [{"name": "ticker", "args": machine.args, "end-with-receiver": false}]});
+        fs::write(fleet.dir().join("machine.json"), config.to_string()).expect("written");
+        let at = fleet.dir().join("v0");
+        let mut this = Self { vms: Vec::new(), at, _sweep: sweep, fleet };
+        for number in 0..vms {
+            let name = format!("v{number}");
+            let dir = this.fleet.dir().join(&name);
+            let vm = machine.boot(Identity::new(name).expect("random bytes"), &dir).expect("QEMU");
+            this.vms.push(Some(vm));
+        }
+        (0..vms).for_each(|vm| wait_for_ticks(&this.source_dir(vm), 3, BOOT_WITHIN));
+        Some(this)
+    }
+
+    pub(crate) fn source_dir(&self, vm: u16) -> PathBuf {
+        if vm == 0 {
+            return self.at.clone();
+        }
+        self.fleet.dir().join(format!("v{vm}"))
+    }
+
+    pub(crate) fn start_receivers(&mut self) {
+        for host in self.fleet.numbers() {
+            self.start_receiver(host);
+        }
+    }
+
+    pub(crate) fn start_receiver(&mut self, host: u16) {
+        let clones = self.clones_dir(host);
+        let clones = clones.to_str().expect("a UTF-8 path");
+        let args = ["--launch", "qemu", "--qemu", "machine.json", "--clones", clones];
+        self.fleet.start_receiver_args(host, &format!("keys/{}", name(host)), &[], &args);
+    }
+
+    pub(crate) fn clones_dir(&self, host: u16) -> PathBuf {
+        self.fleet.dir().join(format!("c{host}"))
+    }
+
+    /// A plan that takes every VM to the next host in turn.
+    pub(crate) fn plan(&self) -> PathBuf {
+        let hosts = self.fleet.numbers();
+        let mut inventory = self.fleet.inventory(&[], hosts.clone(), 4096);
+        let vm = |vm: usize| {
+            let host =
+                hosts.start + u16::try_from(vm).expect("few") % u16::try_from(hosts.len()).expect("few");
+            let monitor = self.source_dir(u16::try_from(vm).expect("few")).join("leave.sock");
+            json!({"name": format!("v{vm}"), "image": format!("qmp:{}", monitor.display()), "memory_mib": 256,
+                "to": {"hosts": [name(host)]}})
+        };
+        inventory["vms"] = (0..self.vms.len()).map(vm).collect();
+        let (path, plan) = (self.fleet.dir().join("inventory.json"), self.fleet.dir().join("plan.json"));
+        fs::write(path, inventory.to_string()).expect("written");
+        self.fleet.scatter(&["plan", "inventory.json", "-o", "plan.json"]);
+        plan
+    }
+
+    pub(crate) fn send(&mut self, plan: &Path, args: &[&str]) -> Sending {
+        self.fleet.send(plan, &[&["--rate", "500M"], args].concat())
+    }
+
+    /// What `status.json` says of a VM.
+    pub(crate) fn status(&self, vm: u16) -> Value {
+        let path = self.fleet.dir().join("plan.json.handover/status.json");
+        let text = fs::read_to_string(path).unwrap_or_default();
+        let value: Value = serde_json::from_str(&text).unwrap_or_default();
+        value["vms"][usize::from(vm)].clone()
+    }
+
+    /// Where a VM that arrived has its files, at any host: the newest, if several were begun.
+    pub(crate) fn target_dir(&self, vm: u16) -> Option<PathBuf> {
+        let hosts = self.fleet.numbers().map(|host| self.clones_dir(host));
+        let dirs = hosts.flat_map(|dir| fs::read_dir(dir).into_iter().flatten().flatten());
+        let prefix = format!("v{vm}");
+        let of = |name: &str| name == prefix || name.starts_with(&format!("{prefix}-"));
+        let mut dirs: Vec<PathBuf> = dirs
+            .filter(|entry| entry.file_name().to_str().is_some_and(of))
+            .map(|entry| entry.path())
+            .collect();
+        dirs.sort_by_key(|dir| (dir.as_os_str().len(), dir.clone()));
+        dirs.into_iter().rfind(|dir| *dir != self.source_dir(vm) && ticks(dir) > 0)
+    }
+
+    /// Whether a VM ticks in this directory.
+    fn ticks_in(dir: &Path, within: Duration) -> bool {
+        let before = ticks(dir);
+        let deadline = Instant::now() + within;
+        while Instant::now() < deadline {
+            if ticks(dir) > before {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        false
+    }
+
+    /// The VM ticks at its host, over more than a sweep over all of its memory, and nowhere else.
+    #[track_caller]
+    pub(crate) fn check_moved(&self, vm: u16) {
+        let deadline = Instant::now() + PATIENCE;
+        let dir = loop {
+            if let Some(dir) = self.target_dir(vm) {
+                break dir;
+            }
+            assert!(Instant::now() < deadline, "v{vm} ticks at no host; {}", self.status(vm));
+            std::thread::sleep(Duration::from_millis(10));
+        };
+        wait_for_ticks(&dir, ticks(&dir) + 70, PATIENCE);
+        assert!(!Self::ticks_in(&self.source_dir(vm), Duration::from_millis(300)), "v{vm} runs twice");
+    }
+
+    /// The VM ticks at its source, and nowhere else.
+    #[track_caller]
+    pub(crate) fn check_stayed(&self, vm: u16) {
+        let dir = self.source_dir(vm);
+        wait_for_ticks(&dir, ticks(&dir) + 70, PATIENCE);
+        if let Some(target) = self.target_dir(vm) {
+            assert!(!Self::ticks_in(&target, Duration::from_millis(300)), "v{vm} runs twice");
+        }
+    }
+}
+
+fn say(what: &str, status: &Value) {
+    let time = |name: &str| {
+        let figure = &status["figures"][name];
+        figure["secs"].as_f64().unwrap_or(f64::NAN) + figure["nanos"].as_f64().unwrap_or(f64::NAN) / 1e9
+    };
+    println!(
+        "{what}: {} {}: stood {:.0} ms, evicted after {:.2} s, {} stale pages, {} rounds; {}",
+        status["vm"],
+        status["state"],
+        (time("running") - time("stopped")) * 1e3,
+        time("released"),
+        status["figures"]["stale_pages"],
+        status["figures"]["rounds"],
+        status["reason"],
+    );
+}
+
+#[test]
+fn a_running_vm_moves_in_each_mode_without_loss_and_with_one_percent() {
+    const TEST: &str = "a_running_vm_moves_in_each_mode_without_loss_and_with_one_percent";
+    for (mode, permille) in [("postcopy", 0), ("hybrid", 10), ("precopy", 0)] {
+        let Some(mut evacuation) = Evacuation::new(TEST, 1, 1, 128, 16) else { return };
+        let loss = Loss::random(permille).of(Scope::Datagrams);
+        evacuation.fleet.lab.loss(1, loss).expect("loss");
+        evacuation.start_receivers();
+        let plan = evacuation.plan();
+        let sent = evacuation.send(&plan, &["--mode", mode, "--downtime-limit", "2000"]).finish();
+        say(mode, &evacuation.status(0));
+        println!("{}", evacuation.fleet.receiver(1).said());
+        sent.ok();
+        evacuation.check_moved(0);
+    }
+}
+
+#[test]
+fn six_running_vms_move_to_three_hosts_in_each_mode_without_loss_and_with_one_percent() {
+    const TEST: &str = "six_running_vms_move_to_three_hosts_in_each_mode_without_loss_and_with_one_percent";
+    for (mode, permille) in [("hybrid", 10), ("postcopy", 0), ("precopy", 10)] {
+        let Some(mut evacuation) = Evacuation::new(TEST, 3, 6, 96, 8) else { return };
+        for host in evacuation.fleet.numbers() {
+            evacuation.fleet.lab.loss(host, Loss::random(permille).of(Scope::Datagrams)).expect("loss");
+        }
+        evacuation.start_receivers();
+        let plan = evacuation.plan();
+        let start = Instant::now();
+        let sent = evacuation.send(&plan, &["--mode", mode, "--downtime-limit", "2000"]).finish();
+        (0..6).for_each(|vm| say(mode, &evacuation.status(vm)));
+        let sent = sent.ok();
+        println!("{mode}: {:?} in all, {} bytes on the wire", start.elapsed(), sent.network("wire_bytes"));
+        (0..6).for_each(|vm| evacuation.check_moved(vm));
+    }
+}
