@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 /// How long a sender may take to put its VMs right.
 const ANSWER_MAX: Duration = Duration::from_secs(60);
+/// Why a VM that was handed over is left alone.
+const TOO_LATE: &str = "its host may run it already, so it cannot stay here";
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 pub(crate) fn run(args: &Cancel) -> Outcome {
@@ -29,10 +31,7 @@ pub(crate) fn run(args: &Cancel) -> Outcome {
             for vm in &plan.vms {
                 if journal.is_decided(&vm.name) {
                     late += 1;
-                    println!(
-                        "{}: handed over: its host may run it already, so it cannot stay here; `scatter send` again brings the rest",
-                        vm.name
-                    );
+                    println!("{}: handed over: {TOO_LATE}; `scatter send` again brings the rest", vm.name);
                     continue;
                 }
                 match journal.find(&vm.name).or_exit(Exit::System)? {
@@ -60,7 +59,9 @@ fn ask(folder: &Path) -> Outcome {
         let gone = leave::lock(folder)?.is_some();
         if gone || !vms.is_empty() && !vms.iter().any(under_way) {
             for vm in &vms {
-                let words = vm["reason"].as_str().map_or_else(String::new, |reason| format!(": {reason}"));
+                let late = (state(vm) == "handed-over").then_some(TOO_LATE);
+                let words = vm["reason"].as_str().or(late);
+                let words = words.map_or_else(String::new, |words| format!(": {words}"));
                 println!("{}: {}{words}", vm["vm"].as_str().unwrap_or_default(), state(vm).replace('-', " "));
             }
             let late = vms.iter().filter(|vm| state(vm) != "running").count();

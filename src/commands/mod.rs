@@ -1,8 +1,8 @@
 //! A file for each command.
 
 pub(crate) mod answers;
-pub(crate) mod capture;
 pub(crate) mod cancel;
+pub(crate) mod capture;
 pub(crate) mod demo;
 pub(crate) mod doctor;
 pub(crate) mod keys;

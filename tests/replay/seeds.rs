@@ -11,8 +11,8 @@ use wire::control::measure::{Ask, Residents, Tell};
 use wire::control::{
     Accept, Announce, Attachment, AttachmentOffer, BlockRange, Circle, CloneOffer, CloneStatus, Deficit,
     FaultFigures, Fetch, Fetched, FirstTouched, GuestOffer, GuestReport, GuestState, HostStats, HostStatus,
-    Join, Message, Offer, PageRange, Paging, Peer, Probe, ProbeResult, RefuseCause, Report, Through, ToHost,
-    ToSender, TransferStatus, VmOffer, Want,
+    HostWord, Join, Message, Offer, PageRange, Paging, Peer, Probe, ProbeResult, RefuseCause, Report,
+    SourceWord, Through, ToHost, ToSender, TransferStatus, VmOffer, Want,
 };
 use wire::datagram::{Header, OVERHEAD_BYTES};
 use wire::seal::Sealer;
@@ -158,6 +158,11 @@ fn to_host() -> Vec<ToHost> {
             key: [7; 32],
             images: vec![("vm1".into(), 3)],
         })),
+        ToHost::HandOver {
+            vm: 1,
+            word: SourceWord::Stale { epoch: 1, ranges: vec![PageRange { first: 3, count: 2 }], last: true },
+        },
+        ToHost::HandOver { vm: 1, word: SourceWord::Decision },
     ]
 }
 
@@ -191,6 +196,8 @@ fn to_sender() -> Vec<ToSender> {
         ToSender::Fetched(Fetched { digest: [4; 32], bytes: vec![8; 50] }),
         ToSender::Lacks { block: 2 },
         ToSender::Measured(Tell::Names(vec![[1; 16], [2; 16]])),
+        ToSender::HandOver { vm: 1, word: HostWord::Ready },
+        ToSender::HandOver { vm: 1, word: HostWord::Gone { ran: true, reason: "it ended".into() } },
     ]
 }
 

@@ -77,6 +77,7 @@ mod tests {
 
     fn offered(working_set: u32, wait_ms: u16) -> WorkingSet {
         WorkingSet::new(&GuestOffer {
+            leaves: None,
             vm: 0,
             kind: String::new(),
             fingerprint: String::new(),

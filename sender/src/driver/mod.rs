@@ -9,6 +9,7 @@ mod departures;
 mod encoders;
 mod guests;
 mod happenings;
+mod leavers;
 mod offers;
 mod outcome;
 mod queue;
@@ -17,7 +18,7 @@ mod transmit;
 
 pub use config::{Schedule, ScheduledChannel, ScheduledSegment, TransferConfig, TransferError};
 pub use control::HostTarget;
-pub use departures::{Departure, DepartureFigures, DepartureOutcome};
+pub use leavers::{Departure, DepartureFigures, DepartureOutcome};
 pub use outcome::{HostOutcome, Outcome, Progress};
 
 use crate::departure::{Pace, Told};
@@ -30,10 +31,10 @@ use catch_up::Again;
 use circles::Circles;
 use control::{Connections, Link};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
-use departures::Departures;
 use encoders::{Encoded, Encoders, scaled};
 use fec::CostModel;
 use guests::Guests;
+use leavers::Departures;
 use offers::{channel_specs, offers};
 use queue::Queue;
 use std::net::SocketAddr;

@@ -1,7 +1,7 @@
 //! When a VM that leaves stops here.
 
 use super::Transfer;
-use super::departures::Leaver;
+use super::leavers::{Departures, Leaver, ROUND_MIN};
 use crate::departure::{Ask, Mode};
 use crate::handover::State;
 use crate::session::Phase;
@@ -15,7 +15,7 @@ pub(super) const AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// How long the end of a transfer waits for VMs to be put right.
 const FINISH_WITHIN: Duration = Duration::from_secs(30);
 
-impl super::departures::Departures {
+impl Departures {
     /// Whether data wait for VMs to run elsewhere: in post-copy nothing goes before that.
     pub(super) fn go_first(&self) -> bool {
         let waits = |leaver: &Leaver| {
@@ -93,11 +93,7 @@ impl Transfer {
             Mode::Precopy if !brought || !self.has_written(leaver.host) => return,
             Mode::Precopy => match leaver.round_at {
                 // What the last round brought took so long, and so does what has changed meanwhile.
-                Some(at)
-                    if now.saturating_sub(at) <= pace.downtime_limit.max(super::departures::ROUND_MIN) =>
-                {
-                    true
-                }
+                Some(at) if now.saturating_sub(at) <= pace.downtime_limit.max(ROUND_MIN) => true,
                 _ => {
                     let leaver = &mut self.departures.list[index];
                     leaver.round_at = Some(now);
@@ -144,9 +140,9 @@ impl Transfer {
         }
         let deadline = Instant::now() + FINISH_WITHIN;
         while self.departures.list.iter().any(|leaver| leaver.pending > 0) && Instant::now() < deadline {
-            match self.happenings.recv_timeout(Duration::from_millis(50)) {
-                Ok(happening @ super::Happening::Departure { .. }) => self.take_in(happening),
-                Ok(_) | Err(_) => {}
+            let happening = self.happenings.recv_timeout(Duration::from_millis(50));
+            if let Ok(happening @ super::Happening::Departure { .. }) = happening {
+                self.take_in(happening);
             }
         }
     }

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use vmm::image::MappedImage;
-use wire::control::LeaveOffer;
+use wire::control::{LeaveOffer, Paging};
 
 /// What an image is that is no file.
 const MONITOR: &str = "qmp:";
@@ -151,6 +151,8 @@ pub(super) fn begin(args: &Send, plan: &Plan, interrupt: &AtomicBool) -> Outcome
             fingerprint: departure.fingerprint().to_owned(),
             attachments: Vec::new(),
             leaves: Some(LeaveOffer { whole }),
+            working_set: Vec::new(),
+            paging: Paging::default(),
             clones: vec![(host, leaving.vm.clone())],
         });
         let handed_over = departure.is_handed_over();

@@ -34,6 +34,8 @@ pub struct GuestOffer {
     pub working_set: u32,
     /// Which pages are asked for before a guest waits for them, and when clones start.
     pub paging: Paging,
+    /// It is no clone: the VM itself moves here. Its attachments are told when it stands, and it is one `clone`.
+    pub leaves: Option<LeaveOffer>,
 }
 
 /// Which pages a host asks for beside those that guests wait for, and when clones start.
@@ -54,8 +56,6 @@ pub struct FirstTouched {
     pub vm: u16,
     /// At most [`limits::FIRST_TOUCHED_MAX`].
     pub pages: Vec<u32>,
-    /// It is no clone: the VM itself moves here. Its attachments are told when it stands, and it is one `clone`.
-    pub leaves: Option<LeaveOffer>,
 }
 
 /// Device state, settings: bytes that a VM needs beside its memory.

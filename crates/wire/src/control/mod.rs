@@ -37,8 +37,8 @@ pub use guests::{
     Attachment, AttachmentOffer, CloneOffer, FaultFigures, FirstTouched, GuestOffer, GuestReport, GuestState,
     PageRange, Paging, Want,
 };
-pub use peers::{Circle, Fetch, Fetched, Peer};
 pub use handover::{HostWord, LeaveOffer, SourceWord};
+pub use peers::{Circle, Fetch, Fetched, Peer};
 pub use ranges::{BlockRange, ranges};
 pub use status::{CloneStatus, HostStatus, TransferStatus};
 pub use to_host::{Announce, Join, Offer, Probe, Through, ToHost, VmOffer};

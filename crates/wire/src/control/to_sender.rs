@@ -1,9 +1,7 @@
 //! What a host says to the sender.
 
 use super::check::{at_most, check_ranges};
-use super::{
-    BlockRange, ControlError, Fetched, GuestReport, HostStatus, HostWord, Message, Want, measure,
-};
+use super::{BlockRange, ControlError, Fetched, GuestReport, HostStatus, HostWord, Message, Want, measure};
 use crate::{Digest, limits};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;

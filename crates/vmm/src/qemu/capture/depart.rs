@@ -16,10 +16,11 @@
 use super::super::error::QemuError;
 use super::super::qmp::Qmp;
 use super::super::state::{DeviceState, Fingerprint};
-use super::super::stream::{BlockPlan, Command, Event, Parser, ReturnMessage, split_tail};
+use super::super::stream::{BlockPlan, Parser, ReturnMessage, split_tail};
 use super::live::Sink;
 use super::ram_file::RamFile;
 use super::settings::{self, Settings};
+use super::versions::Versions;
 use super::{driver, readiness};
 use crate::lazy::LazyError;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -67,58 +68,6 @@ pub struct DepartingVm {
     stream_bytes: u64,
     stopped_at: Option<Instant>,
     settled: bool,
-}
-
-/// Pages by version: the first of each stays, any later one replaces the one before.
-struct Versions {
-    sink: Sink,
-    newer_file: RamFile,
-    seen: Bitmap,
-    newer: Bitmap,
-    /// As `newer`, since last asked.
-    fresh: Bitmap,
-    answers: Vec<u8>,
-}
-
-impl Versions {
-    fn event(&mut self, event: Event<'_>) -> Result<(), QemuError> {
-        match event {
-            Event::Command(Command::Ping(number)) => {
-                self.answers.extend(ReturnMessage::Pong(number).encode());
-                Ok(())
-            }
-            Event::Page(page, bytes) if !self.seen.set(page) => {
-                self.again(page);
-                self.newer_file.page(page, bytes)
-            }
-            Event::Zero(page) if !self.seen.set(page) => {
-                self.again(page);
-                self.newer_file.zero(page)
-            }
-            Event::Blocks { blocks, .. } => {
-                let count = blocks.last().map_or(0, |block| block.page_range().end);
-                self.seen = Bitmap::new(count);
-                self.newer = Bitmap::new(count);
-                self.fresh = Bitmap::new(count);
-                self.newer_file.set_blocks(blocks)?;
-                self.sink.event(event)?;
-                // Pages between blocks are in no stream.
-                let mut at = 0;
-                for block in &self.sink.blocks {
-                    let pages = block.page_range();
-                    self.seen.set_range(at..pages.start);
-                    at = pages.end;
-                }
-                Ok(())
-            }
-            event => self.sink.event(event),
-        }
-    }
-
-    fn again(&mut self, page: u32) {
-        self.newer.set(page);
-        self.fresh.set(page);
-    }
 }
 
 impl DepartingVm {

@@ -18,6 +18,7 @@ mod patience;
 mod ram_file;
 mod settings;
 mod shared;
+mod versions;
 
 pub use depart::{DepartFiles, DepartingVm, resume_stopped};
 pub use evacuate::{EvacuateOptions, Evacuated, Switched, evacuate};
