@@ -1,8 +1,9 @@
 //! Running VMs leave their host: real Linux guests under TCG, which check their own memory and tick. Each runs in one place
 //! only, whatever is killed, cut or full on the way.
 
-use crate::fleet::{Fleet, PATIENCE, Sending, name};
+use crate::fleet::{Fleet, PATIENCE, name};
 use crate::qemu::{BOOT_WITHIN, Sweep, machine, ticks, wait_for_ticks};
+use crate::sending::Sending;
 use lab::hosts::{LabOptions, Loss, Scope};
 use serde_json::{Value, json};
 use std::fs;

@@ -2,8 +2,9 @@
 //! exactly one afterwards, or is brought there by what its operator is told to do. The table is that of docs/evacuation.md.
 
 use crate::evacuate::Evacuation;
-use crate::fleet::{PATIENCE, Sending};
+use crate::fleet::PATIENCE;
 use crate::qemu::{ticks, wait_for_ticks};
+use crate::sending::Sending;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs;

@@ -36,7 +36,7 @@ pub use wants::Wants;
 use crate::handover::Input;
 use crate::store::Intake;
 use attachments::Attachments;
-use clone::{Clone, Event, State, report, start};
+use clone::{Clone, Event, State, report};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use net::udp::Waker;
 use pages::VmId;
