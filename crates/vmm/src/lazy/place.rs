@@ -18,7 +18,7 @@ pub enum Origin {
     Block,
     /// The sender's answer to a demand.
     Sender,
-    /// Another receiver's answer to a demand.
+    /// Verified blocks that another receiver brought.
     Peer,
 }
 
@@ -40,7 +40,7 @@ pub struct LazyStats {
     pub zero: u64,
     /// Of those here, from the sender's answers to demands.
     pub from_sender: u64,
-    /// Of those here, from other receivers' answers to demands.
+    /// Of those here, from other receivers.
     pub from_peers: u64,
     /// Brought again after they were here.
     pub duplicates: u64,
@@ -119,10 +119,10 @@ impl LazyImage {
         }
         let all = first..first + count;
         let (mut placed, mut differs) = (Placed::default(), None);
-        // A block brings the version that it was made of.
+        // A block brings the version that it was made of, whoever brings the block.
         let (_current, mut unknown) = match origin {
-            Origin::Block => self.renewals.current(all),
-            Origin::Sender | Origin::Peer => (None, vec![all]),
+            Origin::Block | Origin::Peer => self.renewals.current(all),
+            Origin::Sender => (None, vec![all]),
         };
         while let Some(range) = unknown.pop() {
             let mine = self.claimed.set(range.clone());

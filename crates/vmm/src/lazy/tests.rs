@@ -232,12 +232,15 @@ fn a_stale_page_is_missing_until_its_newest_version_comes_and_no_block_brings_it
     image.renew(10, 100).expect("in the image");
     assert_eq!(image.missing_count(), 100);
     // Pages that were still under way are old, too.
-    assert_eq!(image.place(9, &old.repeat(3), Origin::Block).expect("heard").new, 0);
+    for origin in [Origin::Block, Origin::Peer] {
+        assert_eq!(image.place(9, &old.repeat(3), origin).expect("heard").new, 0, "{origin:?}");
+        assert_eq!(image.place_word(50, 10, 0, origin).expect("heard").new, 0, "{origin:?}");
+    }
     assert!(!image.is_here(10) && !image.is_here(11) && image.is_here(9));
     image.place(10, &[1; PAGE_SIZE], Origin::Sender).expect("newest");
     image.place_word(11, 99, 0, Origin::Sender).expect("newest");
     assert!(image.is_complete());
-    image.place(10, &old, Origin::Block).expect("left out");
+    [Origin::Block, Origin::Peer].map(|origin| image.place(10, &old, origin).expect("left out"));
     assert_eq!(image.page(10), Some(&[1; PAGE_SIZE]));
     assert_eq!(image.page(60), Some(&[0; PAGE_SIZE]), "nothing of the old bytes is left");
     // A page may change again, as long as nobody runs on it.
