@@ -140,6 +140,7 @@ impl Site {
             vm: 0,
             kind: KIND.into(),
             fingerprint: String::new(),
+            leaves: None,
             attachments: vec![("state".into(), vec![1; 64])],
             clones: all.iter().map(|host| (*host, format!("clone-{host}"))).collect(),
             working_set: way.working_set.clone(),
