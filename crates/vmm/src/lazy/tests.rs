@@ -1,4 +1,4 @@
-use super::{Demand, LazyError, LazyImage, Origin};
+use super::{Demand, LazyError, LazyImage, Origin, Placed};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use pages::{PAGE_SIZE, Page};
 use std::ops::Range;
@@ -240,7 +240,9 @@ fn a_stale_page_is_missing_until_its_newest_version_comes_and_no_block_brings_it
     image.place(10, &[1; PAGE_SIZE], Origin::Sender).expect("newest");
     image.place_word(11, 99, 0, Origin::Sender).expect("newest");
     assert!(image.is_complete());
-    [Origin::Block, Origin::Peer].map(|origin| image.place(10, &old, origin).expect("left out"));
+    for origin in [Origin::Block, Origin::Peer] {
+        assert_eq!(image.place(10, &old, origin).expect("left out"), Placed::default());
+    }
     assert_eq!(image.page(10), Some(&[1; PAGE_SIZE]));
     assert_eq!(image.page(60), Some(&[0; PAGE_SIZE]), "nothing of the old bytes is left");
     // A page may change again, as long as nobody runs on it.
