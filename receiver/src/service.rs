@@ -123,6 +123,7 @@ impl Service {
         // Not while a sender waits.
         net::pki::seed_randomness();
         let store = Store::open(&config.store).map_err(ServiceError::Store)?;
+        end_undecided(&store, &config.guests, observer);
         let waker = Arc::new(Waker::new().map_err(ServiceError::Start)?);
         let (out, incoming) = bounded(OFFERS_MAX);
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -375,5 +376,22 @@ impl Service {
         let port = if local.ip().to_canonical() == address { sockets.unicast_port() } else { 0 };
         let unicast = SocketAddr::new(address, port);
         Ok((sockets, unicast))
+    }
+}
+
+/// What a receiver that died while it noted a decision has left standing is ended: its source has it still.
+fn end_undecided(store: &Store, guests: &GuestConfig, observer: &mut dyn FnMut(ServiceEvent)) {
+    let journal = store.hand_overs();
+    let ended = journal.undecided().map_err(|error| error.to_string()).and_then(|left| {
+        for taken in left {
+            for launcher in guests.launchers.iter().filter(|launcher| launcher.can_move()) {
+                launcher.end_undecided(&taken.monitor)?;
+            }
+            observer(ServiceEvent::Guests(format!("{}: a copy that never ran here was ended", taken.vm)));
+        }
+        journal.forget_undecided().map_err(|error| error.to_string())
+    });
+    if let Err(reason) = ended {
+        observer(ServiceEvent::Guests(format!("a VM that never ran here may be left standing: {reason}")));
     }
 }

@@ -89,6 +89,13 @@ impl Prepared {
         Self { vms, index, segments, classes, residents: None }
     }
 
+    /// Pages by class, of each VM.
+    #[must_use]
+    pub fn classes_by_vm(&self) -> Vec<ClassCounts> {
+        let hosts_of_vm: Vec<IdSet> = self.vms.iter().map(|vm| vm.hosts.clone()).collect();
+        self.index.class_counts_by_vm(&hosts_of_vm)
+    }
+
     /// Leaves out what hosts hold already. Segments are numbered anew.
     pub fn leave_out(&mut self, residents: Residents) {
         self.segments = segments(&self.vms, &self.index, Some(&residents));

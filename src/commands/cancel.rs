@@ -5,6 +5,8 @@ use crate::cli::exit::{Coded, Exit, Failure, Outcome};
 use crate::commands::read_plan;
 use crate::commands::send::leave::{self, StatusFile};
 use sender::departure::put_right;
+use sender::driver::DepartureOutcome;
+use sender::handover::State;
 use sender::handover::journal::Journal;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -52,19 +54,17 @@ fn ask(folder: &Path) -> Outcome {
     std::fs::write(folder.join("cancel"), []).or_exit(Exit::System)?;
     let deadline = Instant::now() + ANSWER_MAX;
     loop {
-        let text = std::fs::read_to_string(folder.join("status.json")).unwrap_or_default();
-        let vms = serde_json::from_str::<StatusFile>(&text).map(|file| file.vms).unwrap_or_default();
-        let state = |vm: &serde_json::Value| vm["state"].as_str().unwrap_or_default().to_owned();
-        let under_way = |vm: &serde_json::Value| matches!(&*state(vm), "migrating" | "paused");
+        let vms = StatusFile::read(folder);
+        let under_way = |vm: &DepartureOutcome| matches!(vm.state, State::Migrating | State::Paused);
         let gone = leave::lock(folder)?.is_some();
         if gone || !vms.is_empty() && !vms.iter().any(under_way) {
             for vm in &vms {
-                let late = (state(vm) == "handed-over").then_some(TOO_LATE);
-                let words = vm["reason"].as_str().or(late);
+                let late = (vm.state == State::HandedOver).then_some(TOO_LATE);
+                let words = vm.reason.as_deref().or(late);
                 let words = words.map_or_else(String::new, |words| format!(": {words}"));
-                println!("{}: {}{words}", vm["vm"].as_str().unwrap_or_default(), state(vm).replace('-', " "));
+                println!("{}: {}{words}", vm.vm, vm.state);
             }
-            let late = vms.iter().filter(|vm| state(vm) != "running").count();
+            let late = vms.iter().filter(|vm| vm.state != State::Running).count();
             return Ok(verdict(late, vms.len()));
         }
         if Instant::now() > deadline {

@@ -2,6 +2,7 @@
 
 use crate::cli::clones::Status;
 use crate::cli::exit::{Coded, Exit, Outcome};
+use crate::commands::send::leave::{self, Standing};
 use crate::commands::{host_addresses, load_keys, read_plan, sender_keys};
 use net::control::connect;
 use net::pki::Identity;
@@ -49,12 +50,13 @@ pub(crate) fn run(args: &Status) -> Outcome {
     let answers = answers(args, &plan)?;
     let named: Vec<(&str, &Result<HostStatus, String>)> =
         plan.hosts.iter().map(|host| host.name.as_str()).zip(&answers).collect();
-    let leaving = crate::commands::send::leave::standing(&args.group, &plan)?;
+    let leaving = leave::standing(&args.group, &plan)?;
     if args.json {
-        let leaving: Vec<_> = leaving.iter().map(|(vm, words)| json!({"vm": vm, "state": words})).collect();
+        let one = |of: &Standing| json!({"vm": of.vm, "state": of.words, "outcome": of.outcome});
+        let leaving: Vec<_> = leaving.iter().map(one).collect();
         println!("{}", json!({"leaving": leaving, "hosts": named.iter().map(as_json).collect::<Vec<_>>()}));
     } else {
-        leaving.iter().for_each(|(vm, words)| println!("{vm}: {words}"));
+        leaving.iter().for_each(|of| println!("{}: {}", of.vm, of.words));
         named.iter().for_each(print);
     }
     let failed = answers.iter().filter(|answer| answer.is_err()).count();

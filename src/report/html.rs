@@ -18,6 +18,9 @@ pub(crate) fn page(report: &TransferReport) -> String {
     );
     head(&mut out, report);
     comparison(&mut out, report);
+    if !report.departures.is_empty() {
+        super::departures::html(&mut out, &report.departures);
+    }
     if let Some(clones) = &report.clones {
         super::clones::html(&mut out, clones);
     }

@@ -2,10 +2,12 @@
 
 mod charts;
 mod clones;
+mod departures;
 mod html;
 mod text;
 
 pub(crate) use clones::{CaptureReport, CloneReport, ClonesReport, capture_words};
+pub(crate) use departures::DepartureReport;
 pub(crate) use html::page;
 pub(crate) use text::text;
 
@@ -60,6 +62,9 @@ pub(crate) struct TransferReport {
     /// Clones that were started while their memory arrived; only from `clone`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) clones: Option<ClonesReport>,
+    /// Running VMs that left, or were to; only from `send` of such VMs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) departures: Vec<DepartureReport>,
     /// The plan as it was foreseen, an SVG: links, what VMs have in common, segments and groups in time. A plan that
     /// foresees nothing has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]

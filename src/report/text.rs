@@ -26,6 +26,9 @@ pub(crate) fn text(report: &TransferReport) -> String {
     if let Some(clones) = &report.clones {
         super::clones::text(&mut out, clones);
     }
+    if !report.departures.is_empty() {
+        super::departures::text(&mut out, &report.departures);
+    }
     classes(&mut out, report);
     network(&mut out, report);
     cost(&mut out, report);

@@ -3,7 +3,7 @@
 
 use crate::fleet::{Fleet, PATIENCE, name};
 use crate::qemu::{BOOT_WITHIN, Sweep, machine, ticks, wait_for_ticks};
-use crate::sending::Sending;
+use crate::sending::{Sending, Sent};
 use lab::hosts::{LabOptions, Loss, Scope};
 use serde_json::{Value, json};
 use std::fs;
@@ -165,6 +165,26 @@ fn say(what: &str, status: &Value) {
     );
 }
 
+/// The report has the figures of each VM.
+#[track_caller]
+fn check_report(sent: &Sent, vms: usize, pages_min: u64) {
+    let departures = sent.report["departures"].as_array().expect("departures");
+    assert_eq!(departures.len(), vms, "{}", sent.said);
+    for departure in departures {
+        assert_eq!(departure["state"], "released", "{departure}");
+        let number =
+            |field: &str| departure[field].as_f64().unwrap_or_else(|| panic!("{field}: {departure}"));
+        assert!(number("downtime_s") < number("evicted_s") && number("stopped_s") < number("evicted_s"));
+        assert!(number("answered_pages") >= number("stale_pages") && number("answered_bytes") > 0.0);
+        assert!(number("dirty_pages_per_s") > 0.0 && number("stale_pages") > 0.0, "{departure}");
+        let classes = departure["classes"].as_array().expect("classes");
+        let pages: u64 = classes.iter().map(|class| class["pages"].as_u64().expect("a number")).sum();
+        assert!(pages >= pages_min, "{departure}");
+    }
+    assert!(sent.report["clones"].is_null(), "none was cloned");
+    assert!(sent.said.contains("v0 → h1: released, stood"), "{}", sent.said);
+}
+
 #[test]
 fn a_running_vm_moves_in_each_mode_without_loss_and_with_one_percent() {
     const TEST: &str = "a_running_vm_moves_in_each_mode_without_loss_and_with_one_percent";
@@ -177,7 +197,7 @@ fn a_running_vm_moves_in_each_mode_without_loss_and_with_one_percent() {
         let sent = evacuation.send(&plan, &["--mode", mode, "--downtime-limit", "2000"]).finish();
         say(mode, &evacuation.status(0));
         println!("{}", evacuation.fleet.receiver(1).said());
-        sent.ok();
+        check_report(&sent.ok(), 1, 128 << 8);
         evacuation.check_moved(0);
     }
 }
@@ -197,6 +217,7 @@ fn six_running_vms_move_to_three_hosts_in_each_mode_without_loss_and_with_one_pe
         (0..6).for_each(|vm| say(mode, &evacuation.status(vm)));
         let sent = sent.ok();
         println!("{mode}: {:?} in all, {} bytes on the wire", start.elapsed(), sent.network("wire_bytes"));
+        check_report(&sent, 6, 96 << 8);
         (0..6).for_each(|vm| evacuation.check_moved(vm));
     }
 }

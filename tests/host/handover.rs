@@ -112,6 +112,14 @@ impl Hop {
         self.evacuation.fleet.receiver(1).kill();
     }
 
+    /// Kills the receiver while the VM is not its own: nothing of it stays behind.
+    fn kill_undecided_receiver(&mut self) {
+        let place = self.new_place();
+        assert!(!qemus(&place).is_empty(), "a QEMU waits in {}", place.display());
+        self.kill_receiver();
+        assert_ended(&place);
+    }
+
     /// Ends the QEMU of this directory.
     fn kill_vm(dir: &Path) {
         for pid in qemus(dir) {
@@ -124,6 +132,11 @@ impl Hop {
         let clones = self.evacuation.clones_dir(1);
         let dirs = fs::read_dir(clones).expect("places").flatten().map(|entry| entry.path());
         dirs.filter(|dir| *dir != self.evacuation.at).max().expect("a new place")
+    }
+
+    /// What `scatter status` says.
+    fn status(&self) -> String {
+        self.evacuation.fleet.scatter_on(0, &["status", "--group", "plan.json", "--keys", "keys/src"])
     }
 
     fn send_again(&mut self) {
@@ -146,8 +159,18 @@ impl Hop {
     }
 }
 
+/// No QEMU has files in this directory any more.
+#[track_caller]
+pub(crate) fn assert_ended(dir: &Path) {
+    let deadline = Instant::now() + PATIENCE;
+    while !qemus(dir).is_empty() {
+        assert!(Instant::now() < deadline, "{:?} of {} are left", qemus(dir), dir.display());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// Processes of QEMU with files in this directory.
-fn qemus(dir: &Path) -> Vec<Pid> {
+pub(crate) fn qemus(dir: &Path) -> Vec<Pid> {
     let wanted = format!("{}/", dir.display());
     let processes = fs::read_dir("/proc").expect("processes").flatten();
     let of = |process: fs::DirEntry| -> Option<Pid> {
@@ -185,7 +208,7 @@ fn while_it_runs_at_its_source(hop: &mut Hop) {
     hop.end(step, "sender killed", Found::Stays, "runs at its source");
 
     let sending = hop.begin(step);
-    hop.kill_receiver();
+    hop.kill_undecided_receiver();
     sending.finish().ended(6);
     hop.end(step, "receiver killed", Found::Stays, "runs at its source; the host is named as failed");
 
@@ -215,7 +238,7 @@ fn while_it_stands(hop: &mut Hop) {
     hop.end(step, "sender killed", Found::Stays, "runs at its source at once, by itself");
 
     let sending = hop.begin(step);
-    hop.kill_receiver();
+    hop.kill_undecided_receiver();
     sending.finish().ended(6);
     hop.end(step, "receiver killed", Found::Stays, "runs at its source");
 
@@ -239,7 +262,7 @@ fn while_it_stands(hop: &mut Hop) {
     hop.end(step, "no room for the source's decision", Found::Stays, "runs at its source");
 
     let sending = hop.begin(step);
-    let full = hop.evacuation.fleet.store(1).join(".scatter/host-lane.v0.new");
+    let full = hop.evacuation.fleet.store(1).join(".scatter/host-lane.v0.undecided");
     fs::create_dir(&full).expect("made");
     hop.go_on();
     std::thread::sleep(Duration::from_secs(2));
@@ -259,6 +282,8 @@ fn once_it_is_its_hosts(hop: &mut Hop) {
     let step = Step::HandedOver;
     let mut sending = hop.begin(step);
     sending.running.kill();
+    let said = hop.status();
+    assert!(said.contains("v0: handed over, to h1; no sender brings its pages"), "{said}");
     hop.send_again();
     hop.end(
         step,
@@ -286,6 +311,8 @@ fn once_it_is_its_hosts(hop: &mut Hop) {
     let sending = hop.begin(step);
     let said = hop.evacuation.fleet.refused(&["cancel", "--group", "plan.json"]);
     assert!(said.contains("cannot stay here"), "{said}");
+    let said = hop.status();
+    assert!(said.contains("v0: to h1: handed over, stood") && said.contains("pages by themselves"), "{said}");
     sending.finish().ok();
     hop.end(step, "`scatter cancel`", Found::Moves, "refused in words; runs at its host");
 
@@ -297,4 +324,17 @@ fn once_it_is_its_hosts(hop: &mut Hop) {
     let dir = hop.evacuation.target_dir(0).expect("it runs");
     wait_for_ticks(&dir, ticks(&dir) + 3, PATIENCE);
     hop.end(step, "link cut for 1 s", Found::Moves, "runs at its host");
+
+    let sending = hop.begin(step);
+    hop.evacuation.fleet.lab.cut(1).expect("cut");
+    let sent = sending.finish().ended(6);
+    assert!(sent.said.contains("v0 → h1: handed over"), "{}", sent.said);
+    hop.evacuation.fleet.lab.restore(1).expect("restored");
+    hop.send_again();
+    hop.end(
+        step,
+        "link cut until the sender gives up",
+        Found::Moves,
+        "runs at its host, waits at a missing page; the same `scatter send` brings the rest",
+    );
 }

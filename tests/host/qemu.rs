@@ -2,6 +2,7 @@
 //! memory arrives.
 
 use crate::fleet::{Fleet, PATIENCE, name};
+use crate::handover::{assert_ended, qemus};
 use lab::hosts::{LabOptions, Loss, Scope};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -189,5 +190,31 @@ fn a_running_linux_guest_becomes_eight_on_four_hosts_without_loss_and_with_one_p
         println!("all ticked 70 times after {:?}", start.elapsed());
         let before = ticks(&qemus.fleet.dir().join("source"));
         wait_for_ticks(&qemus.fleet.dir().join("source"), before + 3, PATIENCE);
+    }
+}
+
+#[test]
+fn clones_of_a_killed_receiver_do_not_wait_for_pages_that_nobody_brings() {
+    const TEST: &str = "clones_of_a_killed_receiver_do_not_wait_for_pages_that_nobody_brings";
+    let Some(mut qemus_of) = Qemus::new(TEST, 1, 96, 8) else { return };
+    let plan = qemus_of.plan(2);
+    qemus_of.start_receivers();
+    let mut sending = qemus_of.fleet.transfer("clone", &plan, &["--rate", "20M", "--timeout", "4"]);
+    let clones = qemus_of.clones_dir(1);
+    let deadline = Instant::now() + PATIENCE;
+    while qemus(&clones).len() < 2 || qemus_of.clones(1).iter().any(|clone| ticks(clone) == 0) {
+        assert!(sending.running.is_alive() && Instant::now() < deadline, "{}", sending.running.said());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    qemus_of.fleet.receiver(1).kill();
+    assert_ended(&clones);
+    let sent = sending.finish().ended(6);
+    for clone in 0..2 {
+        let clone = &sent.report["clones"]["clones"][clone];
+        assert!(
+            clone["first_instruction_s"].is_number() && clone["independent_s"].is_null(),
+            "{}",
+            sent.said
+        );
     }
 }

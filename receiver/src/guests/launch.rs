@@ -1,7 +1,7 @@
 //! Programs that run clones: what a host may start is told by its own configuration, never by a sender.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use vmm::lazy::LazyImage;
 use wire::control::FaultFigures;
 
@@ -54,6 +54,15 @@ pub trait Launch: Send + Sync {
         false
     }
 
+    /// A receiver died just when this VM was about to become its own: its hypervisor, reached by what [`Ward::note_monitor`] was
+    /// told, stands, and is ended. One that is gone is no error.
+    ///
+    /// # Errors
+    /// It may be there, in words.
+    fn end_undecided(&self, _monitor: &str) -> Result<(), String> {
+        Ok(())
+    }
+
     /// A clone was accepted and its device state is on its way: time to start what waits for it. `spec` has no attachments yet.
     /// Must return at once; [`Launch::run`] follows, or [`Launch::abandon`].
     fn prepare(&self, _fingerprint: &str, _spec: &CloneSpec) {}
@@ -78,6 +87,7 @@ pub struct Ward {
     tell_loaded: Box<dyn Fn() + Send + Sync>,
     may_run: AtomicBool,
     monitor: Mutex<String>,
+    outlive: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 impl Ward {
@@ -92,6 +102,7 @@ impl Ward {
             tell_loaded: Box::new(|| {}),
             may_run: AtomicBool::new(true),
             monitor: Mutex::default(),
+            outlive: OnceLock::new(),
         }
     }
 
@@ -123,6 +134,20 @@ impl Ward {
     /// Notes how its hypervisor can be reached by a later process; before [`loaded`](Self::loaded).
     pub fn note_monitor(&self, monitor: String) {
         *self.monitor.lock().unwrap_or_else(PoisonError::into_inner) = monitor;
+    }
+
+    /// Notes how to have its hypervisor outlive this process, however that ends; before [`loaded`](Self::loaded). Until
+    /// [`outlive`](Self::outlive) it ends with this process.
+    pub fn on_outlive(&self, outlive: Box<dyn Fn() + Send + Sync>) {
+        // Only the first one counts: a VM has one hypervisor.
+        let _ = self.outlive.set(outlive);
+    }
+
+    /// From now on its hypervisor outlives this process.
+    pub fn outlive(&self) {
+        if let Some(outlive) = self.outlive.get() {
+            outlive();
+        }
     }
 
     /// How its hypervisor can be reached.

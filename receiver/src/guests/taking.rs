@@ -230,7 +230,8 @@ impl Guests {
         let taking = vm.taking.as_ref().expect("looked for it");
         let monitor = vm.clones.first().map_or_else(String::new, |clone| clone.ward.monitor());
         let taken = Taken { vm: taking.name.clone(), monitor };
-        match self.notes.journal.decide(&self.notes.transfer, &taken) {
+        let outlive = || vm.clones.iter().for_each(|clone| clone.ward.outlive());
+        match self.notes.journal.decide(&self.notes.transfer, &taken, outlive) {
             Ok(()) => self.input(at, Input::Decided),
             // Its source says it again, and it stays ready.
             Err(error) => {

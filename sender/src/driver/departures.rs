@@ -202,9 +202,7 @@ impl Transfer {
         let leaver = &mut self.departures.list[index];
         leaver.epoch += 1;
         let since = leaver.round_at.map_or(now, |at| now.saturating_sub(at)).max(Duration::from_millis(1));
-        let per_s =
-            u64::from(newest.fresh.count()) * 1000 / u64::try_from(since.as_millis()).unwrap_or(1).max(1);
-        leaver.figures.dirty_pages_per_s = u32::try_from(per_s).unwrap_or(u32::MAX);
+        leaver.figures.dirty_pages_per_s = per_second(newest.fresh.count(), since);
         leaver.figures.rounds += 1;
         let (vm, host) = (leaver.vm, leaver.host);
         self.guests.newest.insert(vm, newest.source);
@@ -217,6 +215,10 @@ impl Transfer {
         leaver.stopping = false;
         leaver.epoch += 1;
         leaver.figures.stale_pages = stood.newest.stale.count();
+        if leaver.figures.rounds == 0 && leaver.state == State::Migrating {
+            leaver.figures.dirty_pages_per_s =
+                per_second(leaver.figures.stale_pages, leaver.taken_at.elapsed());
+        }
         self.guests.newest.insert(leaver.vm, Arc::clone(&stood.newest.source));
         leaver.stood = Some(stood);
         match leaver.state {
@@ -253,4 +255,9 @@ impl Transfer {
         };
         self.departure_input(index, input);
     }
+}
+
+fn per_second(pages: u32, within: Duration) -> u32 {
+    let millis = u64::try_from(within.as_millis()).unwrap_or(u64::MAX).max(1);
+    u32::try_from(u64::from(pages) * 1000 / millis).unwrap_or(u32::MAX)
 }

@@ -160,6 +160,7 @@ impl Transfer {
             let source = newest.get(&answer.vm).unwrap_or(&prepared.vms[usize::from(answer.vm)].source);
             let body = encode_pages(&**source, VmId(answer.vm), &answer.pages, scratch);
             service.count_bytes(body.len());
+            self.departures.count_answer(answer.vm, answer.pages.len(), body.len());
             self.session.spend(self.start.elapsed(), body.len() as u64);
             queue.say_first(&ToHost::Pages { body });
         }

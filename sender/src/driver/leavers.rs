@@ -2,14 +2,16 @@
 
 use super::Happening;
 use crate::departure::{Actor, Ask, Departing, Pace, Stood};
+use crate::guests::Clones;
 use crate::handover::State;
 use crate::handover::journal::{Journal, Leaving};
 use crossbeam_channel::Sender;
 use pages::Bitmap;
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
-use wire::control::PageRange;
+use std::time::{Duration, Instant};
+use wire::control::{FaultFigures, PageRange};
 
 /// A look at what changed takes about so long in itself.
 pub(super) const ROUND_MIN: Duration = Duration::from_millis(150);
@@ -24,12 +26,14 @@ pub struct Departure {
     pub leaving: Leaving,
     /// An earlier process handed it over.
     pub handed_over: bool,
+    /// When the first pass over its memory was taken.
+    pub taken_at: Instant,
     /// Whoever holds it.
     pub departing: Box<dyn Departing>,
 }
 
 /// What a VM's leaving took. Times from the transfer's start.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, serde::Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 pub struct DepartureFigures {
     /// When it was told to stop.
     pub stopped: Option<Duration>,
@@ -41,12 +45,16 @@ pub struct DepartureFigures {
     pub stale_pages: u32,
     /// Looks at what had changed while it ran.
     pub rounds: u32,
-    /// Pages that changed in the last of them, each second.
+    /// Different pages that changed each second: in the last of them, or from the first pass until it stopped.
     pub dirty_pages_per_s: u32,
+    /// Pages sent by themselves: stale ones, and answers to its faults.
+    pub answered_pages: u64,
+    /// Encoded bytes of these.
+    pub answered_bytes: u64,
 }
 
 /// How a VM that leaves fares.
-#[derive(Clone, Debug, serde::Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct DepartureOutcome {
     /// Its name.
     pub vm: String,
@@ -58,6 +66,8 @@ pub struct DepartureOutcome {
     pub reason: Option<String>,
     /// What it took.
     pub figures: DepartureFigures,
+    /// Its page faults at its host, as last told.
+    pub faults: FaultFigures,
 }
 
 /// One of them.
@@ -82,6 +92,7 @@ pub(super) struct Leaver {
     pub(super) again_at: Option<Duration>,
     /// When the last look at what changed began.
     pub(super) round_at: Option<Duration>,
+    pub(super) taken_at: Instant,
     /// It ran at its host, and has ended there.
     pub(super) over: bool,
     pub(super) figures: DepartureFigures,
@@ -111,7 +122,7 @@ impl Departures {
                 // Nobody listens when the transfer is over.
                 let _ = out.send(Happening::Departure { index, told });
             };
-            let Departure { vm, host, leaving, handed_over, departing } = departure;
+            let Departure { vm, host, leaving, handed_over, taken_at, departing } = departure;
             let actor = Actor::start(departing, tell)?;
             let state = if handed_over { State::HandedOver } else { State::Migrating };
             let mut leaver = Leaver {
@@ -130,6 +141,7 @@ impl Departures {
                 told_at: Duration::ZERO,
                 again_at: None,
                 round_at: None,
+                taken_at,
                 over: false,
                 figures: DepartureFigures::default(),
             };
@@ -142,13 +154,23 @@ impl Departures {
         Ok(Self { list, journal: Some(journal), pace: Some(pace), ..Self::default() })
     }
 
-    pub(super) fn outcomes(&self) -> Vec<DepartureOutcome> {
+    /// Notes pages that went to a VM's host by themselves.
+    pub(super) fn count_answer(&mut self, vm: u16, pages: usize, bytes: usize) {
+        if let Some(leaver) = self.list.iter_mut().find(|leaver| leaver.vm == vm) {
+            leaver.figures.answered_pages += pages as u64;
+            leaver.figures.answered_bytes += bytes as u64;
+        }
+    }
+
+    pub(super) fn outcomes(&self, guests: &Clones) -> Vec<DepartureOutcome> {
+        let faults = |vm| guests.all().iter().find(|guest| guest.vm == vm).map(|guest| guest.faults);
         let outcome = |leaver: &Leaver| DepartureOutcome {
             vm: leaver.leaving.vm.clone(),
             host: leaver.leaving.host.clone(),
             state: leaver.state,
             reason: leaver.reason.clone(),
             figures: leaver.figures,
+            faults: faults(leaver.vm).unwrap_or_default(),
         };
         self.list.iter().map(outcome).collect()
     }

@@ -101,7 +101,7 @@ impl Transfer {
             stats: self.session.stats().clone(),
             clones: self.guests.clones.clone(),
             pages: self.guests.service.stats(),
-            departures: self.departures.outcomes(),
+            departures: self.departures.outcomes(&self.guests.clones),
         }
     }
 
@@ -127,7 +127,7 @@ impl Transfer {
             first_faults: (self.config.guests.iter())
                 .map(|guest| (guest.vm, self.guests.service.first_faults(guest.vm).to_vec()))
                 .collect(),
-            departures: self.departures.outcomes(),
+            departures: self.departures.outcomes(&self.guests.clones),
         }
     }
 }

@@ -129,7 +129,7 @@ pub(super) fn record(args: &Clone, plan: &Plan, sent: &Sent) -> Outcome<()> {
 
 /// What became of the clones; times from the start of the command, `prepare` before the transfer included.
 pub(super) fn report(plan: &Plan, outcome: &driver::Outcome, prepare: Duration) -> Option<ClonesReport> {
-    let all = outcome.clones.all();
+    let all: Vec<&CloneOutcome> = outcome.clones.all().iter().filter(|clone| !clone.leaves).collect();
     if all.is_empty() {
         return None;
     }
@@ -141,7 +141,7 @@ pub(super) fn report(plan: &Plan, outcome: &driver::Outcome, prepare: Duration) 
         let rank = (share * float(running.len() as u64)).ceil() as usize;
         running.get(rank.max(1) - 1).copied()
     };
-    let sum = |of: fn(&CloneOutcome) -> u64| all.iter().map(of).sum::<u64>();
+    let sum = |of: fn(&CloneOutcome) -> u64| all.iter().map(|clone| of(clone)).sum::<u64>();
     let (here, network) = (sum(|clone| clone.faults.here), sum(|clone| clone.faults.network()));
     let clone = |clone: &CloneOutcome| CloneReport {
         name: clone.name.clone(),
@@ -176,7 +176,7 @@ pub(super) fn report(plan: &Plan, outcome: &driver::Outcome, prepare: Duration) 
         pages_late: outcome.pages.late,
         blocks_hastened: outcome.stats.hastened_blocks,
         answer_bytes: outcome.pages.bytes,
-        clones: all.iter().map(clone).collect(),
+        clones: all.into_iter().map(clone).collect(),
     })
 }
 

@@ -5,6 +5,7 @@
 
 use crate::cli::args::Send;
 use crate::cli::exit::{Coded, Exit, Failure, Outcome};
+use crate::report::DepartureReport;
 use planner::Plan;
 use sender::departure::{Departing, Mode, Pace, QemuDeparture};
 use sender::driver::{Departure, DepartureOutcome};
@@ -17,6 +18,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 use vmm::image::MappedImage;
 use wire::control::{LeaveOffer, Paging};
 
@@ -43,21 +45,27 @@ pub(crate) fn lock(folder: &Path) -> Outcome<Option<File>> {
     }
 }
 
-/// Where each VM of a plan that leaves stands, in words; none if the plan's images are files.
-pub(crate) fn standing(plan_file: &Path, plan: &Plan) -> Outcome<Vec<(String, String)>> {
+/// Where a VM that leaves stands.
+pub(crate) struct Standing {
+    pub(crate) vm: String,
+    pub(crate) words: String,
+    /// What the sender that is at work knows of it.
+    pub(crate) outcome: Option<DepartureOutcome>,
+}
+
+/// Where each VM of a plan that leaves stands; none if the plan's images are files.
+pub(crate) fn standing(plan_file: &Path, plan: &Plan) -> Outcome<Vec<Standing>> {
     let folder = folder(plan_file);
     if !folder.is_dir() {
         return Ok(Vec::new());
     }
     if lock(&folder)?.is_none() {
-        let text = std::fs::read_to_string(folder.join("status.json")).unwrap_or_default();
-        let vms = serde_json::from_str::<StatusFile>(&text).map(|file| file.vms).unwrap_or_default();
-        let words = |vm: &serde_json::Value| {
-            let word = |field: &str| vm[field].as_str().unwrap_or_default().to_owned();
-            let reason = vm["reason"].as_str().map_or_else(String::new, |reason| format!("; {reason}"));
-            (word("vm"), format!("{}, to {}{reason}", word("state").replace('-', " "), word("host")))
+        let standing = |outcome: DepartureOutcome| {
+            let report = DepartureReport::of(&outcome, Duration::ZERO, Vec::new());
+            let words = format!("to {}: {}", outcome.host, report.words());
+            Standing { vm: outcome.vm.clone(), words, outcome: Some(outcome) }
         };
-        return Ok(vms.iter().map(words).collect());
+        return Ok(StatusFile::read(&folder).into_iter().map(standing).collect());
     }
     let journal = Journal::open(&folder).or_exit(Exit::System)?;
     let mut standing = Vec::new();
@@ -74,7 +82,7 @@ pub(crate) fn standing(plan_file: &Path, plan: &Plan) -> Outcome<Vec<(String, St
             ),
             None => "nothing of it is under way".to_owned(),
         };
-        standing.push((vm.name.clone(), words));
+        standing.push(Standing { vm: vm.name.clone(), words, outcome: None });
     }
     Ok(standing)
 }
@@ -84,8 +92,16 @@ pub(crate) fn standing(plan_file: &Path, plan: &Plan) -> Outcome<Vec<(String, St
 pub(crate) struct StatusFile {
     /// The process that sends.
     pub(crate) pid: u32,
-    /// Each VM, as its outcome is written.
-    pub(crate) vms: Vec<serde_json::Value>,
+    /// Each VM.
+    pub(crate) vms: Vec<DepartureOutcome>,
+}
+
+impl StatusFile {
+    /// The VMs; none if no sender has written yet.
+    pub(crate) fn read(folder: &Path) -> Vec<DepartureOutcome> {
+        let text = std::fs::read_to_string(folder.join("status.json")).unwrap_or_default();
+        serde_json::from_str::<Self>(&text).map(|file| file.vms).unwrap_or_default()
+    }
 }
 
 /// VMs whose first pass is taken.
@@ -156,7 +172,8 @@ pub(super) fn begin(args: &Send, plan: &Plan, interrupt: &AtomicBool) -> Outcome
             clones: vec![(host, leaving.vm.clone())],
         });
         let handed_over = departure.is_handed_over();
-        departures.push(Departure { vm, host, leaving, handed_over, departing: Box::new(departure) });
+        let (taken_at, departing) = (Instant::now(), Box::new(departure));
+        departures.push(Departure { vm, host, leaving, handed_over, taken_at, departing });
     }
     let pace =
         Pace { mode: args.mode, downtime_limit: args.downtime_limit, precopy_timeout: args.precopy_timeout };
@@ -218,8 +235,7 @@ impl Watch {
         if self.folder.join("cancel").exists() {
             self.cancel.store(true, Ordering::Relaxed);
         }
-        let value = |outcome| serde_json::to_value(outcome).expect("plain data");
-        let file = StatusFile { pid: std::process::id(), vms: departures.iter().map(value).collect() };
+        let file = StatusFile { pid: std::process::id(), vms: departures.to_vec() };
         let text = serde_json::to_string_pretty(&file).expect("plain data");
         // Told again in a moment: a full disk must not end a transfer.
         let written = crate::commands::write_file(&self.folder.join("status.json"), &text);
@@ -229,21 +245,8 @@ impl Watch {
     }
 }
 
-/// A line for each VM, and how it went.
+/// How it went.
 pub(super) fn verdict(departures: &[DepartureOutcome], interrupted: bool) -> Exit {
-    for outcome in departures {
-        let figures = &outcome.figures;
-        let downtime = figures.stopped.zip(figures.running).map(|(from, to)| to.saturating_sub(from));
-        let downtime = downtime.map_or_else(String::new, |time| format!(", stood {} ms", time.as_millis()));
-        let evicted = figures
-            .released
-            .map_or_else(String::new, |at| format!(", evicted after {:.2} s", at.as_secs_f64()));
-        let words = outcome.reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}"));
-        eprintln!(
-            "{} → {}: {}{downtime}{evicted}, {} stale pages, {} rounds{words}",
-            outcome.vm, outcome.host, outcome.state, figures.stale_pages, figures.rounds
-        );
-    }
     let gone = departures.iter().filter(|outcome| outcome.state == State::Released).count();
     match gone {
         count if count == departures.len() => Exit::Done,

@@ -1,12 +1,13 @@
 //! What a transfer did, gathered for its report.
 
 use crate::report::{
-    CaptureReport, ClassReport, Cost, HostFigures, HostReport, Network, SegmentReport, Settings, Times,
-    TransferReport, VmReport,
+    CaptureReport, ClassReport, Cost, DepartureReport, HostFigures, HostReport, Network, SegmentReport,
+    Settings, Times, TransferReport, VmReport,
 };
 use crate::units;
+use pages::merge::{ClassCount, ClassCounts};
 use planner::Plan;
-use sender::driver::{self, HostOutcome, Schedule};
+use sender::driver::{self, DepartureOutcome, HostOutcome, Schedule};
 use sender::prepare::Prepared;
 use sender::session::Phase;
 use std::sync::Arc;
@@ -91,6 +92,7 @@ impl<'a> Sent<'a> {
             vms: self.vms(),
             captures: self.captures.clone(),
             clones: super::clones::report(self.plan, &outcome, self.prepare),
+            departures: self.departures(&outcome),
             classes: self.classes(),
             delivered_bytes,
             network: self.network(&outcome),
@@ -150,13 +152,22 @@ impl<'a> Sent<'a> {
         self.plan.vms.iter().zip(&self.prepared.vms).map(vm).collect()
     }
 
-    fn classes(&self) -> Vec<ClassReport> {
-        let class = |(name, count): (&str, pages::ClassCount)| ClassReport {
-            name: name.to_owned(),
-            pages: count.pages,
-            contents: count.contents,
+    /// VMs that left, each with its own pages.
+    fn departures(&self, outcome: &driver::Outcome) -> Vec<DepartureReport> {
+        if outcome.departures.is_empty() {
+            return Vec::new();
+        }
+        let classes = self.prepared.classes_by_vm();
+        let classes = |name: &str| {
+            let at = self.plan.vms.iter().position(|vm| vm.name == name);
+            at.map(|at| named(&classes[at])).unwrap_or_default()
         };
-        self.prepared.classes.by_name().into_iter().map(class).collect()
+        let report = |of: &DepartureOutcome| DepartureReport::of(of, self.prepare, classes(&of.vm));
+        outcome.departures.iter().map(report).collect()
+    }
+
+    fn classes(&self) -> Vec<ClassReport> {
+        named(&self.prepared.classes)
     }
 
     fn network(&self, outcome: &driver::Outcome) -> Network {
@@ -218,6 +229,15 @@ impl<'a> Sent<'a> {
         };
         self.schedule.segments.iter().enumerate().map(segment).collect()
     }
+}
+
+fn named(classes: &ClassCounts) -> Vec<ClassReport> {
+    let class = |(name, count): (&str, ClassCount)| ClassReport {
+        name: name.to_owned(),
+        pages: count.pages,
+        contents: count.contents,
+    };
+    classes.by_name().into_iter().map(class).collect()
 }
 
 fn figures(stats: &HostStats) -> HostFigures {

@@ -157,6 +157,12 @@ impl MergeIndex {
         classes::count(self, hosts_of_vm)
     }
 
+    /// As [`class_counts`](Self::class_counts), for each VM: its own pages, and the different contents among them.
+    #[must_use]
+    pub fn class_counts_by_vm(&self, hosts_of_vm: &[IdSet]) -> Vec<ClassCounts> {
+        classes::count_by_vm(self, hosts_of_vm)
+    }
+
     /// Bytes that the index holds now.
     #[must_use]
     pub fn memory_bytes(&self) -> usize {

@@ -148,27 +148,32 @@ proptest! {
     ) {
         let images: Vec<Image> = kinds.iter().map(|kinds| image_of(kinds)).collect();
         let hosts: Vec<IdSet> = hosts.into_iter().map(IdSet::from_iter).collect();
-        let counts = index_of(&images, &vec![0; images.len()], 2, &HASHES).class_counts(&hosts);
+        let index = index_of(&images, &vec![0; images.len()], 2, &HASHES);
+        let counts = index.class_counts(&hosts);
         let mut by_page: BTreeMap<&Page, Vec<usize>> = BTreeMap::new();
         for (vm, image) in images.iter().enumerate() {
             image.iter().for_each(|page| by_page.entry(page).or_default().push(vm));
         }
         let mut expected = ClassCounts::default();
+        let mut expected_of_vm = vec![ClassCounts::default(); images.len()];
         for (page, vms) in &by_page {
             let to: BTreeSet<u16> = vms.iter().flat_map(|vm| hosts[*vm].iter()).collect();
             let different: BTreeSet<usize> = vms.iter().copied().collect();
-            let class = match uniform_word(page) {
-                Some(0) => &mut expected.zero,
-                Some(_) => &mut expected.uniform_nonzero,
-                None if vms.len() == 1 => &mut expected.unique,
-                None if different.len() == 1 => &mut expected.repeated_in_one_vm,
-                None if to.len() <= 1 => &mut expected.shared_by_vms_of_one_host,
-                None => &mut expected.shared_across_hosts,
+            let class: fn(&mut ClassCounts) -> &mut ClassCount = match uniform_word(page) {
+                Some(0) => |counts| &mut counts.zero,
+                Some(_) => |counts| &mut counts.uniform_nonzero,
+                None if vms.len() == 1 => |counts| &mut counts.unique,
+                None if different.len() == 1 => |counts| &mut counts.repeated_in_one_vm,
+                None if to.len() <= 1 => |counts| &mut counts.shared_by_vms_of_one_host,
+                None => |counts| &mut counts.shared_across_hosts,
             };
-            class.contents += 1;
-            class.pages += vms.len() as u64;
+            class(&mut expected).contents += 1;
+            class(&mut expected).pages += vms.len() as u64;
+            different.iter().for_each(|vm| class(&mut expected_of_vm[*vm]).contents += 1);
+            vms.iter().for_each(|vm| class(&mut expected_of_vm[*vm]).pages += 1);
         }
         prop_assert_eq!(counts, expected);
+        prop_assert_eq!(index.class_counts_by_vm(&hosts), expected_of_vm);
         prop_assert_eq!(counts.pages(), images.iter().map(Vec::len).sum::<usize>() as u64);
     }
 }

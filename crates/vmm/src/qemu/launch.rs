@@ -1,13 +1,21 @@
 //! Starting QEMUs: waiting for a VM to come in, with an identity of their own.
 
 use super::error::QemuError;
+use super::keeper::Keeper;
 use super::qmp::Qmp;
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long a QEMU may take to listen on its monitor.
@@ -76,11 +84,13 @@ pub struct Launch {
     pub args: Vec<String>,
 }
 
-/// A running QEMU, which is killed when this is dropped, unless it was [released](Self::release).
+/// A running QEMU, which is killed when this is dropped, unless it was [released](Self::release); and when this process
+/// dies, unless its [`keeper`](Self::keeper) was dismissed.
 #[derive(Debug)]
 pub struct Vm {
     /// The process; `None` once it was released.
     child: Option<Child>,
+    keeper: Arc<Keeper>,
     program: PathBuf,
     dir: PathBuf,
     /// Its monitor.
@@ -136,6 +146,8 @@ impl Launch {
             .process_group(0);
         let child = command.spawn().map_err(QemuError::io("start", &self.program))?;
         let mut guard = Guard(Some(child));
+        let keeper = guard.0.as_ref().map(Keeper::of).expect("kept until the end");
+        let keeper = Arc::new(keeper.map_err(QemuError::io("start", Path::new("/bin/sh")))?);
         let deadline = Instant::now() + START_WITHIN;
         let qmp = loop {
             match Qmp::connect(&socket, Duration::from_millis(20)) {
@@ -143,6 +155,7 @@ impl Launch {
                 Err(error) => {
                     let child = guard.0.as_mut().expect("kept until the end");
                     if let Ok(Some(status)) = child.try_wait() {
+                        keeper.dismiss();
                         return Err(ended(&self.program, &status.to_string(), &output));
                     }
                     if Instant::now() > deadline {
@@ -152,7 +165,7 @@ impl Launch {
             }
         };
         let child = guard.0.take();
-        Ok(Vm { child, program: self.program.clone(), dir: dir.to_owned(), qmp, identity })
+        Ok(Vm { child, keeper, program: self.program.clone(), dir: dir.to_owned(), qmp, identity })
     }
 }
 
@@ -183,7 +196,16 @@ impl Vm {
 
     /// How its process ended; `None` while it runs, and for one that was released.
     pub fn exit_status(&mut self) -> Option<ExitStatus> {
-        self.child.as_mut().and_then(|child| child.try_wait().ok().flatten())
+        let status = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten())?;
+        // Its id may be another's soon.
+        self.keeper.dismiss();
+        Some(status)
+    }
+
+    /// What ends it when this process dies; once dismissed, it lives on then. Dropping this `Vm` ends it all the same.
+    #[must_use]
+    pub fn keeper(&self) -> &Arc<Keeper> {
+        &self.keeper
     }
 
     /// Fails if it has ended, with what it said.
@@ -200,6 +222,7 @@ impl Vm {
 
     /// Lets it run on when this process ends; its monitor, to find it by.
     pub fn release(mut self) -> PathBuf {
+        self.keeper.dismiss();
         self.child = None;
         self.qmp.path().to_owned()
     }
@@ -221,6 +244,10 @@ impl Vm {
 
     fn end(&mut self) {
         // By its own id: a child that was not waited for keeps it.
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+        }
+        self.keeper.dismiss();
         drop(Guard(self.child.take()));
     }
 }
@@ -228,6 +255,21 @@ impl Vm {
 impl Drop for Vm {
     fn drop(&mut self) {
         self.end();
+    }
+}
+
+/// Kills the process that listens on this monitor, whoever started it; nobody there is as good.
+///
+/// # Errors
+///
+/// [`QemuError::Io`]: it may be there.
+pub fn end_listening(monitor: &Path) -> Result<(), QemuError> {
+    let Ok(socket) = UnixStream::connect(monitor) else { return Ok(()) };
+    let peer = getsockopt(&socket, PeerCredentials).map_err(io::Error::from);
+    let pid = Pid::from_raw(peer.map_err(QemuError::io("ask who listens on", monitor))?.pid());
+    match kill(pid, Signal::SIGKILL) {
+        Ok(()) | Err(Errno::ESRCH) => Ok(()),
+        Err(error) => Err(QemuError::io("end what listens on", monitor)(error.into())),
     }
 }
 

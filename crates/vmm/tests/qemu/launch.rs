@@ -1,7 +1,7 @@
 //! QEMUs come and go, and leave nothing behind.
 
 use crate::support::{dir, identity, machine};
-use vmm::qemu::launch::make_overlay;
+use vmm::qemu::launch::{end_listening, make_overlay};
 use vmm::qemu::{Identity, QemuError};
 
 #[test]
@@ -61,4 +61,22 @@ fn what_a_qemu_says_when_it_does_not_start_is_told() {
     machine.args.clear();
     let error = machine.boot(identity("x"), &dir.path().join("x")).unwrap_err();
     assert!(error.to_string().contains("/no/such/qemu"), "{error}");
+}
+
+#[test]
+fn one_that_another_process_left_is_ended_by_its_monitor() {
+    let dir = dir();
+    let Some(machine) = machine(128, &["-S"]) else { return };
+    let mut vm = machine.boot(identity("left"), &dir.path().join("left")).unwrap();
+    let monitor = vm.qmp.path().to_owned();
+    end_listening(&monitor).unwrap();
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while vm.exit_status().is_none() {
+        assert!(std::time::Instant::now() < deadline, "it is still there");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    // Its socket is still there, and nobody behind it.
+    assert!(monitor.exists());
+    end_listening(&monitor).unwrap();
+    end_listening(&dir.path().join("no-such-socket")).unwrap();
 }

@@ -124,6 +124,10 @@ impl Launch for Qemus {
         true
     }
 
+    fn end_undecided(&self, monitor: &str) -> Result<(), String> {
+        vmm::qemu::launch::end_listening(Path::new(monitor)).map_err(|error| words(&error))
+    }
+
     fn prepare(&self, fingerprint: &str, spec: &CloneSpec) {
         // What fails here fails again, and is told, when the clone is run.
         if spec.moves.as_ref().is_none_or(|moves| moves.recover.is_none())

@@ -65,6 +65,10 @@ impl Moving<'_> {
     /// Runs it until it ends; or stops caring for it when this process is to end, if it is this host's.
     pub(super) fn run(mut self) -> Result<(), String> {
         self.ward.note_monitor(self.vm.qmp().path().display().to_string());
+        if let Hypervisor::Own(vm) = &self.vm {
+            let keeper = Arc::clone(vm.keeper());
+            self.ward.on_outlive(Box::new(move || keeper.dismiss()));
+        }
         let mut emitter = match &self.vm {
             Hypervisor::Own(_) => Some(self.emitter(false).map_err(|error| words(&error))?),
             Hypervisor::Left(_) => self.recovered()?,

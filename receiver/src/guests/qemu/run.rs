@@ -115,6 +115,9 @@ impl Running<'_> {
 
     /// It depends on nobody: until it ends, or this host's receiver does.
     fn stay(mut self) -> Result<(), String> {
+        if self.machine.keeps() {
+            self.vm.keeper().dismiss();
+        }
         while !self.ward.is_stopped() {
             if self.ended()? {
                 return Ok(());
