@@ -102,8 +102,16 @@ fn ends(network: &Network, first_host: usize, shown: usize, row: f64, top: f64) 
     let links = network.links();
     let depth = |link: usize| std::iter::successors(links[link].towards, |&at| links[at].towards).count();
     let deepest = (0..first_host).map(depth).max().unwrap_or(0);
+    let way = |link: usize| std::iter::successors(Some(link), |&at| links[at].towards);
     let mut order: Vec<usize> = (first_host..first_host + shown).collect();
-    order.sort_by_key(|&link| (links[link].towards, link));
+    // Switches come in the order of their first hosts.
+    let mut firsts = vec![usize::MAX; links.len()];
+    order.iter().for_each(|&host| way(host).for_each(|at| firsts[at] = firsts[at].min(host)));
+    order.sort_by_cached_key(|&host| {
+        let mut from_host: Vec<usize> = way(host).map(|at| firsts[at]).collect();
+        from_host.reverse();
+        from_host
+    });
     let mut ends: Vec<End> =
         (0..links.len()).map(|link| End { x: FIRST_X + STEP_X * depth(link) as f64, y: 0.0 }).collect();
     let (mut y, mut switch) = (top + row / 2.0, order.first().and_then(|&link| links[link].towards));
@@ -115,8 +123,7 @@ fn ends(network: &Network, first_host: usize, shown: usize, row: f64, top: f64) 
         y += row;
     }
     for link in (0..first_host).rev() {
-        let below =
-            |other: usize| std::iter::successors(Some(other), |&at| links[at].towards).any(|at| at == link);
+        let below = |other: usize| way(other).any(|at| at == link);
         let ys: Vec<f64> = order.iter().filter(|&&host| below(host)).map(|&host| ends[host].y).collect();
         let middle = if ys.is_empty() { top + row / 2.0 } else { ys.iter().sum::<f64>() / ys.len() as f64 };
         ends[link].y = middle;
@@ -140,7 +147,9 @@ fn switches(
             LinkKind::RackDown | LinkKind::Host => of.name.clone(),
         };
         drawing.rect([end.x - 5.0, end.y - 12.0, 10.0, 24.0], INK, &name);
-        // Above the box, where no line runs.
+        // Where no line runs: above the box, or below it if the line comes from above.
+        let is_low = of.towards.is_some_and(|towards| end.y > ends[towards].y + 1.0);
+        let y = if is_low { end.y + 25.0 } else { end.y - 17.0 };
         let name = fitted(&name, 11.0, 60.0);
         let said = if of.kind == LinkKind::Source {
             name
@@ -148,7 +157,7 @@ fn switches(
             let (carried, busy) = load(link);
             format!("{name}: {}, {:.0} %", bytes(carried), busy as f64 * 100.0 / whole)
         };
-        drawing.text_middle(end.x, end.y - 17.0, 11.0, &said, INK);
+        drawing.text_middle(end.x, y, 11.0, &said, INK);
     }
 }
 

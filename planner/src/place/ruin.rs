@@ -5,6 +5,7 @@ use std::cmp::Reverse;
 
 use super::score::Evenness;
 use super::state::State;
+use crate::host_set::host_index;
 use crate::rng::Rng;
 
 /// Most copies taken away at once.
@@ -13,6 +14,14 @@ const TAKEN_MAX: usize = 28;
 const ROUNDS_EACH: usize = 60;
 const ROUNDS_MIN: usize = 3_000;
 const ROUNDS_MAX: usize = 600_000;
+/// The rounds are done in so many parts, each begun with much slack and ended with none (threshold accepting, as there).
+const PARTS: usize = 6;
+/// Of few VMs, one round in so many is deep, with so many steps; the others have so many for each copy.
+const DEEP_EVERY: usize = 16;
+const STEPS_DEEP: usize = 1_000;
+const STEPS_EACH: usize = 2;
+/// Slack at the beginning of a part, of few VMs: this part of what a copy costs on average.
+const SLACK_PART: u64 = 2;
 
 /// Improves a whole placement that keeps all constraints. Stops early where the cost meets `bound`.
 pub(super) fn improve(state: &mut State, bound: u64, rng: &mut Rng) {
@@ -22,13 +31,29 @@ pub(super) fn improve(state: &mut State, bound: u64, rng: &mut Rng) {
         return;
     }
     let rounds = (movable.len() * ROUNDS_EACH).clamp(ROUNDS_MIN, ROUNDS_MAX);
+    let part = rounds / PARTS;
+    let copies: usize = state.placed.iter().map(Vec::len).sum();
+    let is_small = movable.len() * ROUNDS_EACH <= ROUNDS_MIN;
+    // Where there are few rounds for each VM, losses and deep rounds take more than they give.
+    let slack_max = if is_small { state.cost() / (SLACK_PART * copies as u64) } else { 0 };
+    let mut best = (state.cost(), state.placed.clone());
     for round in 0..rounds {
-        // Where traffic cannot fall any more, some rounds still make loads even.
-        if state.cost() <= bound && round >= ROUNDS_MIN {
-            break;
-        }
+        let left = part - 1 - round % part;
+        // The last third of a part takes no more losses.
+        let slack = slack_max * (left * 3).saturating_sub(part) as u64 / (part * 2) as u64;
         let hosts = related(state, movable[rng.below(movable.len())], rng);
-        rebuild(state, &hosts, rng);
+        let is_deep = is_small && rng.below(DEEP_EVERY) == 0;
+        rebuild(state, &hosts, if is_deep { Pace::Deep } else { Pace::Quick { slack } }, rng);
+        if left == 0 {
+            if state.cost() > best.0 {
+                state.reset(&best.1);
+            }
+            best = (state.cost(), state.placed.clone());
+            // Where traffic cannot fall any more, some rounds still make loads even.
+            if state.cost() <= bound && round >= ROUNDS_MIN {
+                break;
+            }
+        }
     }
 }
 
@@ -60,8 +85,16 @@ fn related(state: &State, vm: usize, rng: &mut Rng) -> Vec<usize> {
     hosts
 }
 
+/// What a round looks for.
+enum Pace {
+    /// Whatever costs no more than now, or up to so much more, at random.
+    Quick { slack: u64 },
+    /// Something that costs less, thoroughly.
+    Deep,
+}
+
 /// Takes copies off some hosts and puts them back, wherever among these hosts they cost least.
-fn rebuild(state: &mut State, hosts: &[usize], rng: &mut Rng) {
+fn rebuild(state: &mut State, hosts: &[usize], pace: Pace, rng: &mut Rng) {
     let before: (u64, Evenness) = (state.cost(), state.evenness(hosts));
     let mut taken: Vec<(usize, usize)> = Vec::new();
     for &host in hosts {
@@ -73,18 +106,51 @@ fn rebuild(state: &mut State, hosts: &[usize], rng: &mut Rng) {
     }
     taken.iter().for_each(|&(vm, host)| state.take(vm, host));
     let vms = order(state, &taken, rng);
-    let mut put: Vec<(usize, usize)> = Vec::with_capacity(taken.len());
-    for vm in vms {
-        let Some(host) = choose(state, vm, hosts, rng) else { break };
-        state.put(vm, host);
-        put.push((vm, host));
+    let (limit, steps) = match pace {
+        Pace::Quick { slack } => (before.0 + rng.next() % (slack + 1), STEPS_EACH * vms.len()),
+        Pace::Deep => (before.0.saturating_sub(1), STEPS_DEEP),
+    };
+    let mut refill = Refill { hosts, taken: &taken, before, limit, steps };
+    if !refill.fill(state, &vms, rng) {
+        taken.iter().for_each(|&(vm, host)| state.put(vm, host));
     }
-    let is_whole = put.len() == taken.len();
-    if is_whole && (state.cost(), state.evenness(hosts)) <= before && ties_hold(state, &taken) {
-        return;
+}
+
+/// Copies being put back: depth first, as far as steps suffice.
+struct Refill<'a> {
+    hosts: &'a [usize],
+    taken: &'a [(usize, usize)],
+    before: (u64, Evenness),
+    /// What the placement may cost.
+    limit: u64,
+    /// Steps left.
+    steps: usize,
+}
+
+impl Refill<'_> {
+    /// Puts a copy of each VM back. False if that is not found; then none is put.
+    fn fill(&mut self, state: &mut State, vms: &[usize], rng: &mut Rng) -> bool {
+        let Some((&vm, rest)) = vms.split_first() else { return self.is_kept(state) };
+        for host in ranked(state, vm, self.hosts, rng) {
+            if self.steps == 0 {
+                return false;
+            }
+            self.steps -= 1;
+            state.put(vm, host);
+            // What is placed costs no less by more of it.
+            if state.cost() <= self.limit && self.fill(state, rest, rng) {
+                return true;
+            }
+            state.take(vm, host);
+        }
+        false
     }
-    put.iter().for_each(|&(vm, host)| state.take(vm, host));
-    taken.iter().for_each(|&(vm, host)| state.put(vm, host));
+
+    /// Whether the placement, whole again, is taken.
+    fn is_kept(&self, state: &State) -> bool {
+        let is_even = || (state.cost(), state.evenness(self.hosts)) <= self.before;
+        (self.limit != self.before.0 || is_even()) && ties_hold(state, self.taken)
+    }
 }
 
 /// An order to put copies back in: by size, by bytes, or any.
@@ -108,16 +174,20 @@ fn order(state: &State, taken: &[(usize, usize)], rng: &mut Rng) -> Vec<usize> {
     keyed.into_iter().map(|(_, _, vm)| vm).collect()
 }
 
-/// The host where a copy costs least, now and then the second.
-fn choose(state: &State, vm: usize, hosts: &[usize], rng: &mut Rng) -> Option<usize> {
+/// The hosts where a copy may go, the cheapest first, now and then the second.
+fn ranked(state: &State, vm: usize, hosts: &[usize], rng: &mut Rng) -> Vec<usize> {
+    let musts = state.missed(vm);
     let mut ranked: Vec<(u64, u64, usize)> = hosts
         .iter()
-        .filter(|&&host| state.admits(vm, host))
+        .filter(|&&host| musts.is_empty() || musts.contains(&host_index(host)))
+        .filter(|&&host| state.admits(vm, host) && state.may_have_company(vm, host))
         .map(|&host| (state.delta(vm, host), rng.next(), host))
         .collect();
     ranked.sort_unstable();
-    let second = ranked.len() > 1 && rng.below(12) == 0;
-    ranked.get(usize::from(second)).map(|&(_, _, host)| host)
+    if ranked.len() > 1 && rng.below(12) == 0 {
+        ranked.swap(0, 1);
+    }
+    ranked.into_iter().map(|(_, _, host)| host).collect()
 }
 
 /// Whether affinities of VMs that may have moved hold.

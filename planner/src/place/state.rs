@@ -33,10 +33,21 @@ impl<'a> State<'a> {
     /// A whole placement.
     pub(super) fn of(problem: &'a Problem, sharing: &'a Sharing, placed: &Placed) -> Self {
         let mut state = Self::new(problem, Some(sharing));
-        for (vm, hosts) in placed.iter().enumerate() {
-            hosts.iter().for_each(|&host| state.put(vm, host.into()));
-        }
+        state.put_all(placed);
         state
+    }
+
+    /// To another whole placement.
+    pub(super) fn reset(&mut self, placed: &Placed) {
+        let mut state = Self::new(self.problem, self.shares.as_ref().map(Shares::sharing));
+        state.put_all(placed);
+        *self = state;
+    }
+
+    fn put_all(&mut self, placed: &Placed) {
+        for (vm, hosts) in placed.iter().enumerate() {
+            hosts.iter().for_each(|&host| self.put(vm, host.into()));
+        }
     }
 
     pub(super) fn put(&mut self, vm: usize, host: usize) {
@@ -113,6 +124,18 @@ impl<'a> State<'a> {
     /// Whether every VM that a VM is to be with is on a host.
     pub(super) fn has_company(&self, vm: usize, host: usize) -> bool {
         self.problem.vms[vm].with.iter().all(|&other| self.has(other, host))
+    }
+
+    /// The same, of those whose copies are all placed.
+    pub(super) fn may_have_company(&self, vm: usize, host: usize) -> bool {
+        let with = &self.problem.vms[vm].with;
+        with.iter().all(|&other| !self.is_complete(other) || self.has(other, host))
+    }
+
+    /// The hosts where a VM is not, but wanted.
+    pub(super) fn missed(&self, vm: usize) -> Vec<u16> {
+        let wanted = self.problem.vms[vm].wanted_by.iter().flat_map(|&other| &self.placed[other]);
+        wanted.copied().filter(|&host| !self.has(vm, host.into())).collect()
     }
 
     /// Whether a VM that is not on a host (any more) is missed by none there.
