@@ -19,6 +19,18 @@ pub use violation::Violation;
 ///
 /// Every plan is checked before use. O(size of the plan · log) time.
 ///
+/// ```
+/// use planner::{Inventory, check, make_plan};
+///
+/// let inventory = Inventory::from_json(include_str!("../../examples/inventory.json"))?;
+/// let mut plan = make_plan(&inventory, None, 0)?;
+/// assert_eq!(check(&plan, Some(&inventory)), Ok(()));
+/// // Damaged: `build` has a clone less than the inventory wants.
+/// plan.vms[4].hosts.pop();
+/// assert!(check(&plan, Some(&inventory)).is_err_and(|found| found[0].to_string().contains("build")));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
 /// # Errors
 /// Everything that does not hold, in the plan's order.
 pub fn check(plan: &Plan, inventory: Option<&Inventory>) -> Result<(), Vec<Violation>> {

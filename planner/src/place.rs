@@ -122,6 +122,18 @@ pub enum PlaceError {
 /// `docs/planner.md` says when). The search for any placement takes at most 400,000 steps, each O(M log M) for M hosts;
 /// where it finds nothing within them, [`PlaceError::GaveUp`] says so. Equal arguments give equal placements.
 ///
+/// ```
+/// use planner::{Inventory, Method, place};
+///
+/// let inventory = Inventory::from_json(include_str!("../../examples/inventory.json"))?;
+/// let placement = place(&inventory, None, 0)?;
+/// // Eight copies are few: none of the ways to place them costs less.
+/// assert_eq!((placement.method, placement.cost), (Method::Exact, placement.cost_min));
+/// // `db` is pinned to the second host.
+/// assert_eq!(placement.hosts_of_vm[2].iter().collect::<Vec<_>>(), [1]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
 /// # Errors
 /// [`PlaceError`].
 pub fn place(

@@ -176,6 +176,17 @@ impl Simulation {
 
 /// Simulates a checked plan.
 ///
+/// ```
+/// use planner::simulate::{Model, simulate};
+/// use planner::{Inventory, make_plan};
+///
+/// let inventory = Inventory::from_json(include_str!("../../examples/inventory.json"))?;
+/// let plan = make_plan(&inventory, None, 0)?;
+/// let went = simulate(&plan, &Model { loss_ppm: 10_000, seed: 7, ..Model::of(&plan) })?;
+/// assert!(went.repair_bytes > 0 && went.host_done_us.len() == plan.hosts.len());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
 /// Takes time in proportion to units of transmission ([`BURSTS_MAX`] at most, and one for each segment at least) times
 /// the hosts that each goes to.
 ///

@@ -5,6 +5,7 @@ mod help;
 mod keys;
 mod measure;
 mod plan;
+mod residents;
 mod structure;
 mod support;
 mod transfer;

@@ -48,6 +48,17 @@ pub enum QuestionError {
 
 /// Answers a question about the plan of an inventory, in words.
 ///
+/// ```
+/// use planner::answers::{Question, what_if};
+/// use planner::{Inventory, make_plan};
+///
+/// let inventory = Inventory::from_json(include_str!("../../../examples/inventory.json"))?;
+/// let plan = make_plan(&inventory, None, 0)?;
+/// let answer = what_if(&inventory, None, &plan, 0, &Question::Without("h4".to_owned()))?;
+/// assert!(answer.contains("so it costs"));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
 /// # Errors
 /// [`QuestionError`]. That there is no plan then is an answer, too: [`QuestionError::Plan`] says what it lacks.
 pub fn what_if(
@@ -126,12 +137,15 @@ fn compared(plan: &Plan, other: &Plan, asked: &str) -> String {
                 .expect("strings take everything");
         };
         line("sent by the source", now.source_bytes, then.source_bytes, &size);
-        line("needed by hosts", now.placement_bytes, then.placement_bytes, &size);
-        line("cost of the placement", now.placement_cost, then.placement_cost, &size);
+        line("needed by hosts, in sum", now.placement_bytes, then.placement_bytes, &size);
+        if (now.placement_bytes, then.placement_bytes) != (now.placement_cost, then.placement_cost) {
+            line("on links, times their costs", now.placement_cost, then.placement_cost, &size);
+        }
         line("joins", now.joins, then.joins, &|count| count.to_string());
         line("time", now.duration_ms, then.duration_ms, &time);
         let change = i128::from(then.placement_cost) - i128::from(now.placement_cost);
-        writeln!(text, "  so it costs {}", difference(change)).expect("strings take everything");
+        writeln!(text, "  so it costs {} on the links to hosts and racks", difference(change))
+            .expect("strings take everything");
     }
     let moved: Vec<String> = plan
         .vms

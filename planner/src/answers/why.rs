@@ -100,7 +100,11 @@ impl fmt::Display for Reason {
             return writeln!(f);
         }
         let possible = self.alternatives.iter().filter(|other| other.obstacles.is_empty()).count();
-        writeln!(f, "{}", if possible == 0 { "; no other host can take it" } else { "" })?;
+        writeln!(
+            f,
+            "{}",
+            if possible == 0 { "; as the others are placed, no other host can take it" } else { "" }
+        )?;
         let with_copy: Vec<&str> = self
             .alternatives
             .iter()

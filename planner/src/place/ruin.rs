@@ -14,6 +14,8 @@ const TAKEN_MAX: usize = 28;
 const ROUNDS_EACH: usize = 60;
 const ROUNDS_MIN: usize = 3_000;
 const ROUNDS_MAX: usize = 600_000;
+/// So many VMs are few.
+const SMALL_MAX: usize = 20;
 /// The rounds are done in so many parts, each begun with much slack and ended with none (threshold accepting, as there).
 const PARTS: usize = 6;
 /// Of few VMs, one round in so many is deep, with so many steps; the others have so many for each copy.
@@ -33,8 +35,8 @@ pub(super) fn improve(state: &mut State, bound: u64, rng: &mut Rng) {
     let rounds = (movable.len() * ROUNDS_EACH).clamp(ROUNDS_MIN, ROUNDS_MAX);
     let part = rounds / PARTS;
     let copies: usize = state.placed.iter().map(Vec::len).sum();
-    let is_small = movable.len() * ROUNDS_EACH <= ROUNDS_MIN;
     // Where there are few rounds for each VM, losses and deep rounds take more than they give.
+    let is_small = movable.len() <= SMALL_MAX;
     let slack_max = if is_small { state.cost() / (SLACK_PART * copies as u64) } else { 0 };
     let mut best = (state.cost(), state.placed.clone());
     for round in 0..rounds {
