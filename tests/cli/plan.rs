@@ -109,7 +109,7 @@ fn stale_plans_are_not_sent() {
     wanted["hosts"][0]["memory_mib"] = json!(1 << 20);
     bench.write("inventory.json", &wanted.to_string());
     let wrong = sent().fails(4);
-    assert!(wrong.contains("stale: host `h1` differs"), "{wrong}");
+    assert!(wrong.contains("stale: host `h1` changed: `memory_mib` was"), "{wrong}");
     std::fs::remove_file(bench.path("inventory.json")).expect("removed");
     assert!(sent().fails(3).contains("keys"));
     let image = std::fs::OpenOptions::new().write(true).open(bench.path("vm1.ram")).expect("opened");

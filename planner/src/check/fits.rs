@@ -3,6 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
+use serde::Serialize;
+use serde_json::Value;
+
 use super::{Names, Violation};
 use crate::inventory::{Apart, Host, Inventory, Target, Vm};
 use crate::plan::{Plan, PlannedVm};
@@ -73,23 +76,44 @@ fn check_figures(plan: &Plan, found: &mut Vec<Violation>) {
     }
 }
 
+/// What changed since the plan was made, in words; `None` if nothing did.
+fn changed<T: PartialEq + Serialize>(planned: &T, now: &T) -> Option<String> {
+    if planned == now {
+        return None;
+    }
+    let shown = |value: &Value| if value.is_null() { "not given".to_owned() } else { value.to_string() };
+    let (Ok(planned), Ok(now)) = (serde_json::to_value(planned), serde_json::to_value(now)) else {
+        return Some("differs".to_owned());
+    };
+    let (Value::Object(before), Value::Object(after)) = (&planned, &now) else {
+        return Some(format!("was {}, and is {}", shown(&planned), shown(&now)));
+    };
+    let keys: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
+    let fields = keys.into_iter().filter_map(|key| {
+        let (was, is) = (before.get(key).unwrap_or(&Value::Null), after.get(key).unwrap_or(&Value::Null));
+        (was != is).then(|| format!("`{key}` was {}, and is {}", shown(was), shown(is)))
+    });
+    Some(format!("changed: {}", fields.collect::<Vec<_>>().join("; ")))
+}
+
 pub(super) fn check_inventory(plan: &Plan, inventory: &Inventory, found: &mut Vec<Violation>) {
     let stale = |thing: &str, why: &str| Violation::Stale { thing: thing.to_owned(), why: why.to_owned() };
-    let same = [
-        ("its name", plan.name == inventory.name),
-        ("the source", plan.source == inventory.source),
-        ("`multicast`", plan.multicast == inventory.multicast),
-        ("`isolation`", plan.isolation == inventory.isolation),
-        ("`topology`", plan.topology == inventory.topology),
+    let changes = [
+        ("its name", changed(&plan.name, &inventory.name)),
+        ("the source", changed(&plan.source, &inventory.source)),
+        ("`multicast`", changed(&plan.multicast, &inventory.multicast)),
+        ("`isolation`", changed(&plan.isolation, &inventory.isolation)),
+        ("`topology`", changed(&plan.topology, &inventory.topology)),
     ];
-    found.extend(same.iter().filter(|(_, is_same)| !is_same).map(|(thing, _)| stale(thing, "differs")));
+    found.extend(changes.into_iter().filter_map(|(thing, change)| Some(stale(thing, &change?))));
     let planned: BTreeMap<&str, _> = plan.hosts.iter().map(|host| (host.name.as_str(), host)).collect();
     let there: BTreeMap<&str, _> = inventory.hosts.iter().map(|host| (host.name.as_str(), host)).collect();
     for (name, host) in &planned {
         match there.get(name) {
             None => found.push(stale(&format!("host `{name}`"), "is not in the inventory")),
-            Some(other) if other != host => found.push(stale(&format!("host `{name}`"), "differs")),
-            Some(_) => {}
+            Some(other) => {
+                found.extend(changed(*host, *other).map(|change| stale(&format!("host `{name}`"), &change)));
+            }
         }
     }
     for name in there.keys().filter(|name| !planned.contains_key(*name)) {
@@ -110,14 +134,15 @@ fn check_vms(plan: &Plan, inventory: &Inventory, found: &mut Vec<Violation>) {
             found.push(stale(name, "is in the inventory only"));
             continue;
         };
-        let is_same = planned_vm.image == vm.image
-            && planned_vm.format == vm.format
-            && planned_vm.memory_mib == vm.memory_mib
-            && planned_vm.vcpus == vm.vcpus
-            && planned_vm.tenant == vm.tenant;
-        if !is_same {
-            found.push(stale(name, "differs"));
-        }
+        let changes = [
+            ("image", changed(&planned_vm.image, &vm.image)),
+            ("format", changed(&planned_vm.format, &vm.format)),
+            ("memory_mib", changed(&planned_vm.memory_mib, &vm.memory_mib)),
+            ("vcpus", changed(&planned_vm.vcpus, &vm.vcpus)),
+            ("tenant", changed(&planned_vm.tenant, &vm.tenant)),
+        ];
+        let changes = changes.into_iter().filter_map(|(field, change)| Some((field, change?)));
+        found.extend(changes.map(|(field, change)| stale(name, &format!("changed: `{field}` {change}"))));
         check_place(vm, planned_vm, plan, &planned, found);
     }
 }

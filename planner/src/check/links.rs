@@ -144,7 +144,10 @@ fn compare(plan: &Plan, predicted: &Predicted, loads: &BTreeMap<Key, Load>, foun
         let says = (u128::from(link.bytes), u128::from(link.classes.total()), u128::from(link.extra_bytes));
         let right = (load.all, load.needed, load.all.saturating_sub(load.needed));
         if says != right || link.rate_mbps != rate_mbps {
-            wrong("links", format!("{name}: {link:?}"), format!("{right:?} at {rate_mbps} Mbit/s"));
+            let words = |(all, needed, extra): (u128, u128, u128), rate_mbps| {
+                format!("{all} bytes, {needed} of them needed and {extra} not, at {rate_mbps} Mbit/s")
+            };
+            wrong("links", format!("{name}: {}", words(says, link.rate_mbps)), words(right, rate_mbps));
         }
         check_times(link, &name, &mut wrong);
     }
