@@ -11,19 +11,21 @@ use crate::rng::Rng;
 /// Most copies taken away at once.
 const TAKEN_MAX: usize = 28;
 /// Rounds for each VM, and at most.
-const ROUNDS_EACH: usize = 60;
+const ROUNDS_EACH: usize = 100;
 const ROUNDS_MIN: usize = 3_000;
 const ROUNDS_MAX: usize = 600_000;
-/// So many VMs are few.
-const SMALL_MAX: usize = 20;
+/// Up to so many VMs there is much slack, deep rounds, or some slack. With more, they take more time than they are worth.
+const FEW_VMS_MAX: usize = 20;
+const DEEP_VMS_MAX: usize = 60;
+const SLACK_VMS_MAX: usize = 1_000;
 /// The rounds are done in so many parts, each begun with much slack and ended with none (threshold accepting, as there).
 const PARTS: usize = 6;
-/// Of few VMs, one round in so many is deep, with so many steps; the others have so many for each copy.
+/// One round in so many is deep, where any are, with so many steps; the others have so many for each copy.
 const DEEP_EVERY: usize = 16;
 const STEPS_DEEP: usize = 1_000;
 const STEPS_EACH: usize = 2;
-/// Slack at the beginning of a part, of few VMs: this part of what a copy costs on average.
-const SLACK_PART: u64 = 2;
+/// Slack at the beginning of a part, much and some: this part of what a copy costs on average.
+const SLACK_PARTS: (u64, u64) = (2, 8);
 
 /// Improves a whole placement that keeps all constraints. Stops early where the cost meets `bound`.
 pub(super) fn improve(state: &mut State, bound: u64, rng: &mut Rng) {
@@ -35,16 +37,19 @@ pub(super) fn improve(state: &mut State, bound: u64, rng: &mut Rng) {
     let rounds = (movable.len() * ROUNDS_EACH).clamp(ROUNDS_MIN, ROUNDS_MAX);
     let part = rounds / PARTS;
     let copies: usize = state.placed.iter().map(Vec::len).sum();
-    // Where there are few rounds for each VM, losses and deep rounds take more than they give.
-    let is_small = movable.len() <= SMALL_MAX;
-    let slack_max = if is_small { state.cost() / (SLACK_PART * copies as u64) } else { 0 };
+    let per_copy = state.cost() / copies as u64;
+    let slack_max = match movable.len() {
+        ..=FEW_VMS_MAX => per_copy / SLACK_PARTS.0,
+        ..=SLACK_VMS_MAX => per_copy / SLACK_PARTS.1,
+        _ => 0,
+    };
     let mut best = (state.cost(), state.placed.clone());
     for round in 0..rounds {
         let left = part - 1 - round % part;
         // The last third of a part takes no more losses.
         let slack = slack_max * (left * 3).saturating_sub(part) as u64 / (part * 2) as u64;
         let hosts = related(state, movable[rng.below(movable.len())], rng);
-        let is_deep = is_small && rng.below(DEEP_EVERY) == 0;
+        let is_deep = movable.len() <= DEEP_VMS_MAX && rng.below(DEEP_EVERY) == 0;
         rebuild(state, &hosts, if is_deep { Pace::Deep } else { Pace::Quick { slack } }, rng);
         if left == 0 {
             if state.cost() > best.0 {
