@@ -38,10 +38,12 @@ pub(super) fn improve(state: &mut State, bound: u64, rng: &mut Rng) {
     let part = rounds / PARTS;
     let copies: usize = state.placed.iter().map(Vec::len).sum();
     let per_copy = state.cost() / copies as u64;
-    let slack_max = match movable.len() {
-        ..=FEW_VMS_MAX => per_copy / SLACK_PARTS.0,
-        ..=SLACK_VMS_MAX => per_copy / SLACK_PARTS.1,
-        _ => 0,
+    let slack_max = if movable.len() <= FEW_VMS_MAX {
+        per_copy / SLACK_PARTS.0
+    } else if movable.len() <= SLACK_VMS_MAX {
+        per_copy / SLACK_PARTS.1
+    } else {
+        0
     };
     let mut best = (state.cost(), state.placed.clone());
     for round in 0..rounds {
