@@ -74,10 +74,13 @@ END
 
 echo "--- every clone goes on from where the source was, over more than one look at all of its memory"
 for clone in c1/* c2/*; do
+  ticks=0
   for _ in $(seq 600); do
-    [ "$(grep -c ' OK ' "$clone/serial")" -ge 70 ] && break
+    ticks=$(grep -c ' OK ' "$clone/serial") || true # none yet
+    [ "$ticks" -ge 70 ] && break
     sleep 0.1
   done
+  if [ "$ticks" -lt 70 ]; then echo "$clone: $ticks ticks after a minute" >&2; exit 1; fi
   if grep -q BAD "$clone/serial"; then echo "$clone: BAD" >&2; exit 1; fi
   echo "$clone: $(grep 'TICK .* OK' "$clone/serial" | tail -n 1)"
 done
