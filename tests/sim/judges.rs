@@ -74,6 +74,45 @@ fn a_dead_cable_is_tried_again_and_forgotten_when_it_is_well() {
     }
 }
 
+/// For 400 ms one host does not answer. What it got meanwhile it has; what was lost on the way to it the group carries, however
+/// long the others are done with these blocks: nothing goes whole.
+#[test]
+fn a_host_silent_for_a_moment_lacks_little() {
+    let mut recalled = 0;
+    for (seed, ppm) in [(0, 0), (1, 0), (2, 20_000), (3, 20_000)] {
+        let freeze: Fault = Box::new(|world: &mut World| {
+            world.net.set_receive_buffer(4, 16 << 20);
+            world.freeze(3, Duration::from_millis(600));
+        });
+        let faults = vec![lose(0, &[3], ppm), (Duration::from_millis(200), freeze)];
+        let world = slowly(seed, faults);
+        let silent = world.phases.iter().any(|(_, host, phase)| *host == 3 && *phase == Phase::Suspended);
+        assert!(silent, "the scenario did not come about");
+        let stats = world.sender.stats();
+        assert_eq!(stats.catch_up_blocks, 0, "seed {seed}: {stats:?}");
+        recalled += stats.recalled_blocks;
+    }
+    assert!(recalled > 0, "the scenario did not come about");
+}
+
+/// The whole machine stands still for 400 ms, and one host runs again a little later than the sender: that no answer came
+/// meanwhile is not its silence.
+#[test]
+fn nobody_is_silent_while_the_sender_does_not_listen() {
+    for seed in 0..2 {
+        // Before the sender, so that it has asked.
+        let one: Fault = Box::new(|world: &mut World| world.freeze(3, Duration::from_millis(620)));
+        let others: Fault = Box::new(|world: &mut World| {
+            world.freeze_sender(Duration::from_millis(600));
+            (0..3).for_each(|host| world.freeze(host, Duration::from_millis(590)));
+        });
+        let faults = vec![(Duration::from_millis(170), one), (Duration::from_millis(200), others)];
+        let world = slowly(seed, faults);
+        let silent = world.phases.iter().any(|(_, _, phase)| *phase == Phase::Suspended);
+        assert!(!silent, "seed {seed}: {:?}", world.phases);
+    }
+}
+
 /// If most hosts lack most, slow is normal and nobody is greedy; but what next to nothing reaches is deaf, however many
 /// they are.
 #[test]

@@ -2,6 +2,7 @@
 //!
 //! Who alone owes a block gets it whole over its control channel. What several members of a group owe, such as hosts
 //! that came late or were frozen together, the group carries once more, from the window or encoded again (*recalled*).
+//! Of a block that a member has the most of, the group carries what is missing.
 
 use super::channels::State;
 use super::flight::{At, InFlight};
@@ -9,6 +10,7 @@ use super::host::Membership;
 use super::{Session, Symbols, index};
 use std::time::Duration;
 use wire::BlockId;
+use wire::control::Deficit;
 
 /// The group carries a block again for hosts that owe it at most so often.
 const RECALLS_MAX: u8 = 2;
@@ -98,13 +100,7 @@ impl Session {
     fn way(&mut self, host: usize, id: u64, now: Duration) -> Way {
         let block = &self.blocks[index(BlockId(id))];
         let channel = self.segments[block.segment].channel;
-        if self.channels[channel].spec.group.is_none()
-            || !self.hosts[host].is_active()
-            || block.recalls >= RECALLS_MAX
-            // Others on the group are still getting it: their flight is theirs.
-            || self.in_flight.contains_key(&id)
-            || self.window_used + u64::from(block.len) > self.config.window_bytes
-        {
+        if !self.hosts[host].is_active() || !self.may_recall(id) {
             return Way::Whole;
         }
         let sharers: Vec<usize> = (self.channels[channel].spec.hosts.iter().copied())
@@ -134,19 +130,48 @@ impl Session {
         if coming.iter().any(|other| !self.hosts[*other].is_member(channel, now)) {
             return Way::Later;
         }
+        let coming: Vec<(usize, At)> = coming.into_iter().map(|host| (host, At::Sending)).collect();
         self.recall(id, channel, &coming);
         Way::Recalled
     }
 
-    /// Puts a block back into flight for the members that owe it.
-    fn recall(&mut self, id: u64, channel: usize, members: &[usize]) {
+    fn may_recall(&self, id: u64) -> bool {
+        let block = &self.blocks[index(BlockId(id))];
+        self.channels[self.segments[block.segment].channel].spec.group.is_some()
+            && block.recalls < RECALLS_MAX
+            // Others on the group are still getting it: their flight is theirs.
+            && !self.in_flight.contains_key(&id)
+            && self.window_used + u64::from(block.len) <= self.config.window_bytes
+    }
+
+    /// A member lacks a little of a block that is no longer in flight: the group carries that, not the whole block, if it may.
+    pub(super) fn recall_part(&mut self, host: usize, deficit: Deficit, now: Duration) -> bool {
+        let id = deficit.block;
+        let (missing, symbols) = (deficit.missing & self.shape(id).all_symbols(), self.shape(id).symbols());
+        let channel = self.segments[self.blocks[index(BlockId(id))].segment].channel;
+        let is_open = matches!(self.channels[channel].state, State::Open(_));
+        let is_little = missing != 0 && missing.count_ones() * 2 <= symbols;
+        if !is_little || !is_open || !self.hosts[host].is_member(channel, now) || !self.may_recall(id) {
+            return false;
+        }
+        self.channels[channel].hold_until = now + RECALL_HOLD;
+        self.recall(id, channel, &[(host, At::Deficit(deficit))]);
+        if let Some(flight) = self.in_flight.get_mut(&id) {
+            flight.first_deficit = Some(now);
+            self.dirty.insert(id);
+        }
+        true
+    }
+
+    /// Puts a block back into flight for members that owe it or a part of it.
+    fn recall(&mut self, id: u64, channel: usize, members: &[(usize, At)]) {
         let block = &mut self.blocks[index(BlockId(id))];
         block.recalls += 1;
         let len = u64::from(block.len);
         let mut flight = InFlight::new(channel, block.next_esis);
         flight.recalling = true;
-        for host in members {
-            flight.hosts.insert(*host, At::Sending);
+        for (host, at) in members {
+            flight.hosts.insert(*host, *at);
             self.hosts[*host].owed.remove(&id);
             self.hosts[*host].flights += 1;
         }
@@ -170,8 +195,13 @@ impl Session {
         let BlockId(id) = block;
         let Some(flight) = self.in_flight.get_mut(&id) else { return false };
         if std::mem::take(&mut flight.recalling) {
-            let symbols = self.shape(id).symbols();
-            self.push_burst(id, Symbols::Source(0..symbols), true);
+            // Who lacks a part of it has told which.
+            if flight.hosts.values().any(|at| matches!(at, At::Deficit(_))) {
+                self.queue_questions(id);
+            } else {
+                let symbols = self.shape(id).symbols();
+                self.push_burst(id, Symbols::Source(0..symbols), true);
+            }
         }
         true
     }

@@ -293,7 +293,7 @@ impl Session {
     }
 
     /// All symbols are out: ask the hosts that are waiting for them.
-    fn queue_questions(&mut self, id: u64) {
+    pub(super) fn queue_questions(&mut self, id: u64) {
         let Some(flight) = self.in_flight.get(&id) else { return };
         for (host, at) in &flight.hosts {
             if *at == At::Sending {

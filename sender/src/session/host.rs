@@ -35,6 +35,8 @@ pub(super) const TIMES_APART_MAX: u32 = 3;
 pub(super) struct Ask {
     pub(super) seq: u64,
     pub(super) at: Mark,
+    /// The session's [`Session::listened`] then.
+    pub(super) listened: Duration,
     /// The host's `sent_bytes` at that time: acknowledged by the answer.
     pub(super) sent_bytes: u64,
     /// Datagrams sent on the channels named.

@@ -1,5 +1,6 @@
 //! The hosts' phases: who is waited for, who is taken off its groups, who has failed.
 
+use super::flight::At;
 use super::host::{Host, Phase};
 use super::{Event, Session};
 use std::time::Duration;
@@ -73,7 +74,8 @@ impl Session {
     }
 
     /// A silent host speaks again. It was on its groups all the while, so it may well have what it owes: it is asked
-    /// first, and only what it lacks is sent whole. One that falls silent again and again is too slow for its groups.
+    /// first, and what is still in flight for others is so for it, too. One that falls silent again and again is too slow for
+    /// its groups.
     pub(super) fn resume(&mut self, host: usize, now: Duration) {
         let entry = &mut self.hosts[host];
         entry.silences = if now > entry.silent_at + SILENCE_MEMORY { 1 } else { entry.silences + 1 };
@@ -84,20 +86,41 @@ impl Session {
             return;
         }
         self.set_phase(host, Phase::Active, now);
+        for id in std::mem::take(&mut self.hosts[host].owed) {
+            self.put_on_flight(host, id, now);
+        }
+    }
+
+    /// Asks for a block that a host may have in part, and repairs it with the others on the group if they lack it still.
+    fn put_on_flight(&mut self, host: usize, id: u64, now: Duration) {
+        let flight = self.in_flight.get_mut(&id);
         let entry = &mut self.hosts[host];
-        entry.to_ask.extend(std::mem::take(&mut entry.owed));
+        let Some(flight) = flight.filter(|flight| entry.is_member(flight.channel, now)) else {
+            return entry.to_ask.push(id);
+        };
+        entry.flights += usize::from(flight.hosts.insert(host, At::Sending).is_none());
+        if flight.bursts == 0 {
+            entry.to_ask.push(id);
+        }
+    }
+
+    /// Counts the time in which answers could be heard. While this program does not run, such as on a busy machine, nobody's
+    /// answer is late.
+    pub(super) fn listen(&mut self, now: Duration) {
+        let most = self.config.lag_limit / 4;
+        self.listened += now.saturating_sub(self.listened_at).min(most);
+        self.listened_at = now;
     }
 
     /// How long a host may be silent: the configured time, or much longer than half of the hosts take to answer, since
     /// then the machines are busy. If half of them are silent at once, it is the network or this host that does not hear.
-    fn silence_max(&self, now: Duration) -> Duration {
+    fn silence_max(&self) -> Duration {
         let here: Vec<&Host> = self.hosts.iter().filter(|host| host.connected && !host.is_over()).collect();
         let mut latencies: Vec<Duration> = here.iter().map(|host| host.latency).collect();
         latencies.sort_unstable();
         let median = latencies.get(latencies.len() / 2).copied().unwrap_or_default();
         let lag = self.config.lag_limit.max(median * 4);
-        let is_silent = |host: &&&Host| host.asks.front().is_some_and(|ask| now > ask.at.at + lag);
-        let silent = here.iter().filter(is_silent).count();
+        let silent = here.iter().filter(|host| host.is_silent(self.listened, lag)).count();
         if silent > 1 && silent * 2 >= here.len() { lag * 8 } else { lag }
     }
 
@@ -125,7 +148,7 @@ impl Session {
     pub(super) fn judge_hosts(&mut self, now: Duration) {
         self.charge_full_window(now);
         self.ask_again(now);
-        let lag = self.silence_max(now);
+        let lag = self.silence_max();
         for host in 0..self.hosts.len() {
             if self.hosts[host].is_over() {
                 continue;
@@ -136,7 +159,7 @@ impl Session {
                 continue;
             }
             let entry = &self.hosts[host];
-            let silent = entry.asks.front().is_some_and(|ask| now > ask.at.at + lag);
+            let silent = entry.is_silent(self.listened, lag);
             match &entry.phase {
                 Phase::Active if silent => self.set_phase(host, Phase::Suspended, now),
                 Phase::Active if now > entry.blocking_since + SLOW_WINDOW => self.judge_slowness(host, now),
@@ -271,6 +294,11 @@ impl Host {
         #[expect(clippy::cast_precision_loss, reason = "counts of symbols in half a second")]
         let share = self.claimed as f64 / self.offered as f64;
         if self.offered >= CLAIM_SYMBOLS_MIN { Some(share) } else { self.claim_share }
+    }
+
+    /// Whether a question waits for its answer for longer than `lag`, at a time when the session had `listened` so long.
+    fn is_silent(&self, listened: Duration, lag: Duration) -> bool {
+        self.asks.front().is_some_and(|ask| listened > ask.listened + lag)
     }
 
     fn restart_judgement(&mut self, now: Duration) {

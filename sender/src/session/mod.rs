@@ -78,6 +78,9 @@ pub struct Session {
     window_used: u64,
     encoding_done: bool,
     started_at: Option<Duration>,
+    /// For how long answers could be heard, counted until `listened_at`.
+    listened: Duration,
+    listened_at: Duration,
     cancelled: bool,
     control: VecDeque<(usize, ToHost)>,
     releases: VecDeque<BlockId>,
@@ -123,6 +126,8 @@ impl Session {
             window_used: 0,
             encoding_done: false,
             started_at: None,
+            listened: Duration::ZERO,
+            listened_at: Duration::ZERO,
             cancelled: false,
             control: VecDeque::new(),
             releases: VecDeque::new(),
@@ -179,6 +184,7 @@ impl Session {
     /// Time has passed: late answers, repairs, joins, leaves.
     pub fn handle_timeout(&mut self, now: Duration) {
         self.stalled = false;
+        self.listen(now);
         self.judge_hosts(now);
         self.judge_deafness(now);
         if !self.has_started(now) {

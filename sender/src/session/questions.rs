@@ -127,7 +127,8 @@ impl Session {
             }
         }
         let listed = control::ranges(blocks.iter().copied().map(BlockId));
-        entry.asks.push_back(Ask { seq, at: self.pacer.mark(now), sent_bytes, sent: sent.clone(), blocks });
+        let (at, listened) = (self.pacer.mark(now), self.listened);
+        entry.asks.push_back(Ask { seq, at, listened, sent_bytes, sent: sent.clone(), blocks });
         self.say(host, ToHost::Through(Through { seq, sent, blocks: listed }));
     }
 }

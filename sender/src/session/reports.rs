@@ -198,7 +198,7 @@ impl Session {
         let flight = self.in_flight.get_mut(&id);
         let Some(flight) = flight.filter(|flight| flight.hosts.contains_key(&host)) else {
             // Asked about after its time on the group, or damaged: nobody else will send it.
-            if self.blocks[index(BlockId(id))].sent {
+            if self.blocks[index(BlockId(id))].sent && !self.recall_part(host, deficit, now) {
                 self.hosts[host].owed.insert(id);
             }
             return;

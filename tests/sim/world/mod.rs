@@ -68,6 +68,7 @@ pub(crate) struct World {
     pub(crate) spins: u64,
     /// The hosts' phases, each with its beginning.
     pub(crate) phases: Vec<(Duration, usize, Phase)>,
+    sender_frozen_until: Duration,
     /// What the sender hears in place of what a host said.
     pub(crate) tap: Option<Tap>,
     /// Hosts whose connection comes up at this time.
@@ -159,6 +160,7 @@ impl World {
             whole_bytes: 0,
             spins: 0,
             phases: Vec::new(),
+            sender_frozen_until: Duration::ZERO,
             tap: None,
             connects: Vec::new(),
         };
@@ -215,6 +217,12 @@ impl World {
         self.net.freeze(self.now, sim(host), until);
     }
 
+    /// The sender's program does not run.
+    pub(crate) fn freeze_sender(&mut self, until: Duration) {
+        self.net.freeze(self.now, 0, until);
+        self.sender_frozen_until = until;
+    }
+
     pub(crate) fn done_at(&self, host: usize) -> Option<Duration> {
         self.hosts[host].done_at
     }
@@ -261,9 +269,11 @@ impl World {
         for host in 0..self.hosts.len() {
             self.drive_receiver(host, true);
         }
-        self.drive_sender();
+        if self.now >= self.sender_frozen_until {
+            self.drive_sender();
+        }
         let next = self.net.next_event_time();
-        let sender = self.sender.poll_timeout(self.now);
+        let sender = self.sender.poll_timeout(self.now).map(|at| at.max(self.sender_frozen_until));
         let receivers = self.hosts.iter().filter_map(|host| host.session.as_ref()?.0.poll_timeout());
         let connects = self.connects.iter().map(|(at, _)| *at);
         let at = receivers.chain(next).chain(sender).chain(connects).min().unwrap_or(self.now + STEP_MAX);
