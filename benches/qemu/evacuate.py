@@ -83,8 +83,9 @@ class Watch(threading.Thread):
                 if "event" in event:
                     stamp = event["timestamp"]
                     self.events[event["event"]] = stamp["seconds"] + stamp["microseconds"] / 1e6
-            serial = serial or open(f"{self.directory}/serial", "rb")
-            new = serial.read().count(b" OK ")
+            if serial is None and os.path.exists(f"{self.directory}/serial"):
+                serial = open(f"{self.directory}/serial", "rb")
+            new = serial.read().count(b" OK ") if serial else 0
             self.at += [time.time()] * new
 
 

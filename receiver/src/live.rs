@@ -17,6 +17,8 @@ pub(crate) struct Live {
     /// With guests: what other hosts may have from here, and this one from them.
     pub(crate) shelf: Option<Arc<Shelf>>,
     vms: Vec<VmOffer>,
+    /// The sender's process that it was begun with, or goes on with.
+    session: u64,
 }
 
 impl Live {
@@ -25,7 +27,13 @@ impl Live {
         if let Some(shelf) = &shelf {
             intake.keep_heads(Arc::clone(shelf));
         }
-        Self { intake: Arc::new(intake), guests, shelf, vms: offer.vms.clone() }
+        Self { intake: Arc::new(intake), guests, shelf, vms: offer.vms.clone(), session: offer.session }
+    }
+
+    /// VMs that were to move here and are still their source's have run on there since, if their sender is another process than
+    /// before: what is here of them is of another moment.
+    fn is_outdated(&self, session: u64) -> bool {
+        self.session != session && self.guests.as_ref().is_some_and(Guests::any_undecided)
     }
 
     /// Numbers of the VMs.
@@ -112,7 +120,11 @@ impl Lives {
         match self.0.remove(transfer)? {
             // Nothing lives here that could go on: the transfer begins anew.
             Standing::Orphaned(orphan) if !orphan.live.guests.as_ref().is_some_and(Guests::any_alive) => None,
-            Standing::Orphaned(orphan) if same(&orphan.live) => Some(Ok(orphan.live)),
+            Standing::Orphaned(orphan) if orphan.live.is_outdated(offer.session) => None,
+            Standing::Orphaned(mut orphan) if same(&orphan.live) => {
+                orphan.live.session = offer.session;
+                Some(Ok(orphan.live))
+            }
             standing => {
                 let reason =
                     format!("clones of transfer {transfer} run here: end them first, or choose another name");

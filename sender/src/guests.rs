@@ -192,7 +192,7 @@ pub(crate) fn offers(guests: &[GuestInput], host: usize) -> Vec<GuestOffer> {
             clones,
             working_set: u32::try_from(guest.working_set.len()).expect("checked before"),
             paging: guest.paging,
-            leaves: guest.leaves,
+            leaves: guest.leaves.clone(),
         });
     }
     offers

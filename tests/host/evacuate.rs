@@ -14,9 +14,9 @@ use vmm::qemu::{Identity, Vm};
 /// The source's VMs, and hosts for them.
 pub(crate) struct Evacuation {
     // Dropped in this order: the VMs, whatever the hosts left, the hosts.
-    pub(crate) vms: Vec<Option<Vm>>,
-    /// Where the first VM is now.
-    pub(crate) at: PathBuf,
+    _vms: Vec<Vm>,
+    /// Where each VM is now.
+    places: Vec<PathBuf>,
     _sweep: Sweep,
     pub(crate) fleet: Fleet,
 }
@@ -29,23 +29,36 @@ impl Evacuation {
         machine.args.extend(["-qmp".into(), "unix:{dir}/leave.sock,server=on,wait=off".into()]);
         let config = json!({"qemu": [{"name": "ticker", "args": machine.args, "end-with-receiver": false}]});
         fs::write(fleet.dir().join("machine.json"), config.to_string()).expect("written");
-        let at = fleet.dir().join("v0");
-        let mut this = Self { vms: Vec::new(), at, _sweep: sweep, fleet };
-        for number in 0..vms {
-            let name = format!("v{number}");
-            let dir = this.fleet.dir().join(&name);
-            let vm = machine.boot(Identity::new(name).expect("random bytes"), &dir).expect("QEMU");
-            this.vms.push(Some(vm));
-        }
-        (0..vms).for_each(|vm| wait_for_ticks(&this.source_dir(vm), 3, BOOT_WITHIN));
-        Some(this)
+        let names: Vec<String> = (0..vms).map(|vm| format!("v{vm}")).collect();
+        let places: Vec<PathBuf> = names.iter().map(|name| fleet.dir().join(name)).collect();
+        let boot = |(name, dir): (String, &PathBuf)| {
+            machine.boot(Identity::new(name).expect("random bytes"), dir).expect("QEMU")
+        };
+        let vms = names.into_iter().zip(&places).map(boot).collect();
+        places.iter().for_each(|dir| wait_for_ticks(dir, 3, BOOT_WITHIN));
+        Some(Self { _vms: vms, places, _sweep: sweep, fleet })
     }
 
     pub(crate) fn source_dir(&self, vm: u16) -> PathBuf {
-        if vm == 0 {
-            return self.at.clone();
+        self.places[usize::from(vm)].clone()
+    }
+
+    /// The VMs have arrived: from where they are they can leave again.
+    pub(crate) fn settle(&mut self) {
+        let vms = 0..u16::try_from(self.places.len()).expect("few");
+        self.places = vms.map(|vm| self.target_dir(vm).expect("it has arrived")).collect();
+    }
+
+    /// Ends the receivers, and removes all that earlier transfers left but the VMs.
+    pub(crate) fn clear(&mut self) {
+        self.fleet.stop_receivers();
+        let _ = fs::remove_dir_all(self.fleet.dir().join("plan.json.handover"));
+        let clones = self.fleet.numbers().map(|host| self.clones_dir(host));
+        for entry in clones.flat_map(|dir| fs::read_dir(dir).into_iter().flatten().flatten()) {
+            if !self.places.contains(&entry.path()) {
+                let _ = fs::remove_dir_all(entry.path());
+            }
         }
-        self.fleet.dir().join(format!("v{vm}"))
     }
 
     pub(crate) fn start_receivers(&mut self) {
@@ -76,7 +89,7 @@ impl Evacuation {
             json!({"name": format!("v{vm}"), "image": format!("qmp:{}", monitor.display()), "memory_mib": 256,
                 "to": {"hosts": [name(host)]}})
         };
-        inventory["vms"] = (0..self.vms.len()).map(vm).collect();
+        inventory["vms"] = (0..self.places.len()).map(vm).collect();
         let (path, plan) = (self.fleet.dir().join("inventory.json"), self.fleet.dir().join("plan.json"));
         fs::write(path, inventory.to_string()).expect("written");
         self.fleet.scatter(&["plan", "inventory.json", "-o", "plan.json"]);
@@ -188,8 +201,9 @@ fn check_report(sent: &Sent, vms: usize, pages_min: u64) {
 #[test]
 fn a_running_vm_moves_in_each_mode_without_loss_and_with_one_percent() {
     const TEST: &str = "a_running_vm_moves_in_each_mode_without_loss_and_with_one_percent";
+    let Some(mut evacuation) = Evacuation::new(TEST, 1, 1, 128, 16) else { return };
     for (mode, permille) in [("postcopy", 0), ("hybrid", 10), ("precopy", 0)] {
-        let Some(mut evacuation) = Evacuation::new(TEST, 1, 1, 128, 16) else { return };
+        evacuation.clear();
         let loss = Loss::random(permille).of(Scope::Datagrams);
         evacuation.fleet.lab.loss(1, loss).expect("loss");
         evacuation.start_receivers();
@@ -199,14 +213,16 @@ fn a_running_vm_moves_in_each_mode_without_loss_and_with_one_percent() {
         println!("{}", evacuation.fleet.receiver(1).said());
         check_report(&sent.ok(), 1, 128 << 8);
         evacuation.check_moved(0);
+        evacuation.settle();
     }
 }
 
 #[test]
 fn six_running_vms_move_to_three_hosts_in_each_mode_without_loss_and_with_one_percent() {
     const TEST: &str = "six_running_vms_move_to_three_hosts_in_each_mode_without_loss_and_with_one_percent";
+    let Some(mut evacuation) = Evacuation::new(TEST, 3, 6, 96, 8) else { return };
     for (mode, permille) in [("hybrid", 10), ("postcopy", 0), ("precopy", 10)] {
-        let Some(mut evacuation) = Evacuation::new(TEST, 3, 6, 96, 8) else { return };
+        evacuation.clear();
         for host in evacuation.fleet.numbers() {
             evacuation.fleet.lab.loss(host, Loss::random(permille).of(Scope::Datagrams)).expect("loss");
         }
@@ -219,5 +235,6 @@ fn six_running_vms_move_to_three_hosts_in_each_mode_without_loss_and_with_one_pe
         println!("{mode}: {:?} in all, {} bytes on the wire", start.elapsed(), sent.network("wire_bytes"));
         check_report(&sent, 6, 96 << 8);
         (0..6).for_each(|vm| evacuation.check_moved(vm));
+        evacuation.settle();
     }
 }

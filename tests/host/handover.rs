@@ -53,17 +53,7 @@ impl Hop {
     /// The guest leaves from where it is; all that earlier hops left at hosts but their VMs is gone.
     fn begin(&mut self, step: Step) -> Sending {
         self.turn += 1;
-        let at = self.evacuation.at.clone();
-        let fleet = &mut self.evacuation.fleet;
-        fleet.stop_receivers();
-        let _ = fs::remove_dir_all(fleet.dir().join("plan.json.handover"));
-        // Where it is now, it stays; others that a hop left are gone.
-        let clones = fleet.dir().join("c1");
-        for entry in fs::read_dir(&clones).into_iter().flatten().flatten() {
-            if entry.path() != at {
-                let _ = fs::remove_dir_all(entry.path());
-            }
-        }
+        self.evacuation.clear();
         self.evacuation.start_receiver(1);
         self.plan = self.evacuation.plan();
         let mode: &[&str] = match step {
@@ -131,7 +121,7 @@ impl Hop {
     fn new_place(&self) -> PathBuf {
         let clones = self.evacuation.clones_dir(1);
         let dirs = fs::read_dir(clones).expect("places").flatten().map(|entry| entry.path());
-        dirs.filter(|dir| *dir != self.evacuation.at).max().expect("a new place")
+        dirs.filter(|dir| *dir != self.evacuation.source_dir(0)).max().expect("a new place")
     }
 
     /// What `scatter status` says.
@@ -150,7 +140,7 @@ impl Hop {
             Found::Stays => self.evacuation.check_stayed(0),
             Found::Moves => {
                 self.evacuation.check_moved(0);
-                self.evacuation.at = self.evacuation.target_dir(0).expect("checked");
+                self.evacuation.settle();
             }
         }
         let row = format!("| {} | {fault} | {outcome} |", step.words());
@@ -237,6 +227,14 @@ fn while_it_stands(hop: &mut Hop) {
     hop.go_on();
     hop.end(step, "sender killed", Found::Stays, "runs at its source at once, by itself");
 
+    let mut sending = hop.begin(step);
+    sending.running.kill();
+    hop.go_on();
+    // What the host has of it is of another moment: it has run on since.
+    hop.evacuation.check_stayed(0);
+    hop.send_again();
+    hop.end(step, "sender killed and started again", Found::Moves, "runs at its host");
+
     let sending = hop.begin(step);
     hop.kill_undecided_receiver();
     sending.finish().ended(6);
@@ -304,7 +302,7 @@ fn once_it_is_its_hosts(hop: &mut Hop) {
     );
 
     let sending = hop.begin(step);
-    Hop::kill_vm(&hop.evacuation.at);
+    Hop::kill_vm(&hop.evacuation.source_dir(0));
     sending.finish().ok();
     hop.end(step, "the source's QEMU killed", Found::Moves, "runs at its host");
 

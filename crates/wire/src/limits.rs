@@ -26,6 +26,8 @@ pub const RANGED_BLOCKS_MAX: usize = 1 << 22;
 pub const BLOCKS_MAX: u64 = 1 << 24;
 /// Bytes of a guest's fingerprint: what its hypervisor is, CPU features and RAM blocks included.
 pub const FINGERPRINT_BYTES_MAX: usize = 16 << 10;
+/// Bytes of what a hypervisor tells of a leaving VM while that still runs.
+pub const OUTLINE_BYTES_MAX: usize = 64 << 10;
 /// Ranges of stale pages in a message.
 pub const STALE_RANGES_MAX: usize = 16_384;
 /// Attachments of a VM.

@@ -10,13 +10,13 @@ impl Guests {
     pub(super) fn start_ready(&mut self, now: Duration) {
         for at in 0..self.vms.len() {
             let vm = &mut self.vms[at];
-            if !vm.clones.is_empty() {
-                continue;
-            }
             if let Some(taking) = &vm.taking {
-                if taking.is_told() && vm.attachments.all().is_some() {
+                if taking.is_told() && !taking.is_given() && vm.attachments.all().is_some() {
                     self.load(at);
                 }
+                continue;
+            }
+            if !vm.clones.is_empty() {
                 continue;
             }
             let Some(attachments) = vm.attachments.all() else { continue };

@@ -5,6 +5,9 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use vmm::lazy::LazyImage;
 use wire::control::FaultFigures;
 
+/// Names and bytes of a VM's attachments.
+pub type Attached = Arc<[(String, Vec<u8>)]>;
+
 /// A clone to run.
 #[derive(Clone)]
 pub struct CloneSpec {
@@ -27,6 +30,8 @@ pub struct CloneSpec {
 pub struct Moves {
     /// Its hypervisor runs already, left by an earlier receiver: how to reach it, as [`Ward::note_monitor`] was told.
     pub recover: Option<String>,
+    /// It still runs at its source: what its hypervisor can be fed under meanwhile. Its attachments come by [`Ward::given`].
+    pub outline: Option<Vec<u8>>,
 }
 
 impl CloneSpec {
@@ -88,6 +93,7 @@ pub struct Ward {
     may_run: AtomicBool,
     monitor: Mutex<String>,
     outlive: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    late: OnceLock<Attached>,
 }
 
 impl Ward {
@@ -103,6 +109,7 @@ impl Ward {
             may_run: AtomicBool::new(true),
             monitor: Mutex::default(),
             outlive: OnceLock::new(),
+            late: OnceLock::new(),
         }
     }
 
@@ -134,6 +141,18 @@ impl Ward {
     /// Notes how its hypervisor can be reached by a later process; before [`loaded`](Self::loaded).
     pub fn note_monitor(&self, monitor: String) {
         *self.monitor.lock().unwrap_or_else(PoisonError::into_inner) = monitor;
+    }
+
+    /// The attachments of a VM that was started without them ([`Moves::outline`]) have come.
+    pub fn give(&self, attachments: Attached) {
+        // They come once: later ones say the same.
+        let _ = self.late.set(attachments);
+    }
+
+    /// What was [given](Self::give).
+    #[must_use]
+    pub fn given(&self) -> Option<&Attached> {
+        self.late.get()
     }
 
     /// Notes how to have its hypervisor outlive this process, however that ends; before [`loaded`](Self::loaded). Until

@@ -26,7 +26,7 @@ mod working;
 pub use cloud_hypervisor::{CloudHypervisorConfig, CloudHypervisors};
 pub use error::GuestError;
 pub use firecracker::{FirecrackerConfig, Firecrackers};
-pub use launch::{CloneSpec, Launch, Moves, Ward};
+pub use launch::{Attached, CloneSpec, Launch, Moves, Ward};
 #[cfg(target_arch = "x86_64")]
 pub use microvm::MicroVms;
 pub use qemu::{BaseDisk, MemoryKind, QemuMachine, Qemus};
@@ -78,7 +78,10 @@ impl GuestVm {
             image: Arc::clone(&self.image),
             attachments: Arc::clone(attachments),
             working_set: self.working_set.whole().unwrap_or_default().into(),
-            moves: self.taking.as_ref().map(|taking| Moves { recover: taking.recover.clone() }),
+            moves: self
+                .taking
+                .as_ref()
+                .map(|taking| Moves { recover: taking.recover.clone(), outline: None }),
         }
     }
 
@@ -175,15 +178,10 @@ impl Guests {
             vm.early_specs().for_each(|spec| vm.launcher.prepare(&offer.fingerprint, &spec));
             vms.push(vm);
         }
-        Ok(Self {
-            vms,
-            waker: Arc::clone(waker),
-            out,
-            events,
-            messages: VecDeque::new(),
-            notes,
-            scratch: Scratch::new(),
-        })
+        let (waker, messages, scratch) = (Arc::clone(waker), VecDeque::new(), Scratch::new());
+        let mut guests = Self { vms, waker, out, events, messages, notes, scratch };
+        guests.feed_ahead();
+        Ok(guests)
     }
 
     /// What was offered.
@@ -297,6 +295,15 @@ impl Guests {
     #[must_use]
     pub fn any_alive(&self) -> bool {
         self.vms.iter().flat_map(|vm| &vm.clones).any(|clone| clone.state != State::Over)
+    }
+
+    /// Whether a VM was to move here and is still its source's.
+    #[must_use]
+    pub fn any_undecided(&self) -> bool {
+        self.vms
+            .iter()
+            .filter_map(|vm| vm.taking.as_ref())
+            .any(|taking| !taking.is_ours() && !taking.is_over())
     }
 
     /// Names of the clones that depend on pages which are not here.

@@ -1,7 +1,7 @@
 //! VMs that move to this host: what their source says of them becomes [`crate::handover`]'s inputs, and its actions are done.
 
 use super::clone::start;
-use super::{Attachments, GuestError, Guests, State as CloneState};
+use super::{Attachments, CloneSpec, GuestError, Guests, Moves, State as CloneState};
 use crate::handover::journal::{Journal, Taken};
 use crate::handover::{Action, Input, State, restarted, step};
 use std::sync::Arc;
@@ -25,6 +25,8 @@ pub(super) struct Taking {
     epoch: u32,
     /// Its attachments have been named.
     told: bool,
+    /// Its hypervisor has them.
+    given: bool,
     /// Its hypervisor has loaded it, but not all of its memory is here, as it has to be.
     early: bool,
     withdrawn: bool,
@@ -37,7 +39,7 @@ pub(super) struct Taking {
 impl Taking {
     /// What an earlier receiver left of the VM is found.
     pub(super) fn find(offer: &GuestOffer, notes: &HandOvers) -> Result<Option<Self>, GuestError> {
-        let Some(leaves) = offer.leaves else { return Ok(None) };
+        let Some(leaves) = &offer.leaves else { return Ok(None) };
         let [clone] = &offer.clones[..] else { return Err(GuestError::Offer { vm: offer.vm }) };
         let found = notes.journal.find(&notes.transfer, &clone.name).map_err(GuestError::Journal)?;
         Ok(Some(Self {
@@ -46,6 +48,7 @@ impl Taking {
             whole: leaves.whole,
             epoch: 0,
             told: false,
+            given: false,
             early: false,
             withdrawn: false,
             reason: String::new(),
@@ -58,9 +61,19 @@ impl Taking {
         self.told
     }
 
+    /// Whether its hypervisor has its attachments.
+    pub(super) fn is_given(&self) -> bool {
+        self.given
+    }
+
     /// It was decided that it is this host's.
     pub(super) fn is_ours(&self) -> bool {
         matches!(self.state, State::Running | State::Complete)
+    }
+
+    /// It ran here, and has ended.
+    pub(super) fn is_over(&self) -> bool {
+        self.state == State::Over
     }
 
     /// Whether its source need not be there for it.
@@ -108,7 +121,7 @@ impl Guests {
         if epoch <= taking.epoch {
             return Ok(());
         }
-        if vm.clones.iter().any(|clone| clone.state != CloneState::Over) {
+        if taking.given && vm.clones.iter().any(|clone| clone.state != CloneState::Over) {
             return Err(GuestError::Protocol(format!("pages of VM {} change that it has", vm.offer.vm)));
         }
         for range in ranges {
@@ -127,10 +140,11 @@ impl Guests {
         let taking = vm.taking.as_mut().expect("looked for it");
         if taking.state == State::Gone {
             vm.clones.clear();
+            taking.given = false;
         }
         taking.withdrawn = false;
         taking.told = true;
-        if vm.clones.is_empty() {
+        if !taking.given {
             vm.attachments = Attachments::new(attachments);
         } else if taking.state != State::Preparing {
             // What is being loaded is not loaded twice.
@@ -213,10 +227,29 @@ impl Guests {
         self.messages.push_back(ToSender::HandOver { vm: number, word });
     }
 
+    /// Has hypervisors fed with what comes of VMs that still run at their sources.
+    pub(super) fn feed_ahead(&mut self) {
+        let none: Arc<[(String, Vec<u8>)]> = Arc::new([]);
+        for vm in &mut self.vms {
+            let outline = vm.offer.leaves.as_ref().map_or(&[][..], |of| &of.outline);
+            let early = vm.taking.as_ref().is_some_and(|taking| taking.recover.is_none());
+            if early && !outline.is_empty() {
+                let moves = Some(Moves { recover: None, outline: Some(outline.to_vec()) });
+                let spec = CloneSpec { moves, ..vm.spec(&vm.offer.clones[0], &none) };
+                vm.clones = vec![start(spec, &vm.launcher, &self.out, &self.waker)];
+            }
+        }
+    }
+
     fn run(&mut self, at: usize) {
         let vm = &mut self.vms[at];
         let Some(attachments) = vm.attachments.all() else { return };
         let attachments: Arc<[(String, Vec<u8>)]> = attachments.into();
+        vm.taking.as_mut().expect("it moves").given = true;
+        if let Some(fed) = vm.clones.first().filter(|clone| clone.state != CloneState::Over) {
+            fed.ward.give(attachments);
+            return;
+        }
         let spec = vm.spec(&vm.offer.clones[0], &attachments);
         let clone = start(spec, &vm.launcher, &self.out, &self.waker);
         if vm.taking.as_ref().is_some_and(Taking::is_ours) {

@@ -10,6 +10,7 @@ use std::time::Duration;
 use vmm::image::{ImageError, ImageFormat, MappedImage};
 use vmm::qemu::capture::{DepartFiles, DepartingVm, resume_stopped};
 use vmm::qemu::{DeviceState, QemuError, Qmp, QmpError};
+use wire::limits::OUTLINE_BYTES_MAX;
 
 /// How long a look at what changed takes.
 const FOLLOW_FOR: Duration = Duration::from_millis(100);
@@ -111,6 +112,7 @@ pub struct QemuDeparture {
     /// Of a VM that was handed over before this process began.
     stood: Option<Stood>,
     fingerprint: String,
+    outline: Vec<u8>,
 }
 
 impl QemuDeparture {
@@ -147,8 +149,9 @@ impl QemuDeparture {
             }
         };
         let first = Arc::new(MappedImage::open(files.at("first"), Some(ImageFormat::Raw))?);
-        let fingerprint = vm.outline().offer();
-        Ok(Self { vm: Some(vm), monitor: leaving.monitor.clone(), files, first, stood: None, fingerprint })
+        let (fingerprint, outline) = (vm.outline().offer(), outline(&vm.outline()));
+        let monitor = leaving.monitor.clone();
+        Ok(Self { vm: Some(vm), monitor, files, first, stood: None, fingerprint, outline })
     }
 
     fn handed_over(leaving: &Leaving, files: Files) -> Result<Self, DepartureError> {
@@ -163,8 +166,9 @@ impl QemuDeparture {
         let stale = Bitmap::from_le_bytes(first.page_count(), &files.read("stale")?).map_err(|_| lost())?;
         let stood = stood(&files, &first, stale.clone(), stale, bytes)?;
         let fingerprint = state.offer();
+        let outline = outline(&DeviceState { devices: Vec::new(), description: Vec::new(), ..state });
         let monitor = leaving.monitor.clone();
-        Ok(Self { vm: None, monitor, files, first, stood: Some(stood), fingerprint })
+        Ok(Self { vm: None, monitor, files, first, stood: Some(stood), fingerprint, outline })
     }
 
     /// Its memory as it was first seen, which does not change: blocks are made of it.
@@ -185,6 +189,12 @@ impl QemuDeparture {
         &self.fingerprint
     }
 
+    /// What its host's hypervisor can be fed under before it stands.
+    #[must_use]
+    pub fn outline(&self) -> &[u8] {
+        &self.outline
+    }
+
     fn vm(&mut self) -> Result<&mut DepartingVm, String> {
         self.vm.as_mut().ok_or_else(|| "it was handed over by an earlier process".to_owned())
     }
@@ -202,6 +212,11 @@ impl QemuDeparture {
         self.files.write("state", &state)?;
         stood(&self.files, &self.first, stale, fresh, state)
     }
+}
+
+/// Encoded; nothing if it is larger than is told, and then its host's hypervisor is fed when it stands.
+fn outline(state: &DeviceState) -> Vec<u8> {
+    Some(state.encode()).filter(|bytes| bytes.len() <= OUTLINE_BYTES_MAX).unwrap_or_default()
 }
 
 fn newest(

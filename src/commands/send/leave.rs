@@ -166,7 +166,7 @@ pub(super) fn begin(args: &Send, plan: &Plan, interrupt: &AtomicBool) -> Outcome
             kind: "qemu".to_owned(),
             fingerprint: departure.fingerprint().to_owned(),
             attachments: Vec::new(),
-            leaves: Some(LeaveOffer { whole }),
+            leaves: Some(LeaveOffer { whole, outline: departure.outline().to_vec() }),
             working_set: Vec::new(),
             paging: Paging::default(),
             clones: vec![(host, leaving.vm.clone())],

@@ -3,7 +3,9 @@
 use super::bits::Bits;
 use super::{LazyError, LazyImage, PAGE_BYTES};
 use nix::fcntl::{FallocateFlags, fallocate};
+use pages::Page;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
@@ -31,7 +33,7 @@ impl Renewals {
 impl LazyImage {
     /// These pages are missing again, and no block brings them any more: their newest versions come from the sender alone.
     ///
-    /// To be called before anybody reads the image: a page that a guest has must not change.
+    /// To be called before anybody reads the image but by [`copy_page`](Self::copy_page): a page that a guest has must not change.
     ///
     /// # Errors
     /// [`LazyError::OutOfRange`] (nothing is done), [`LazyError::System`] if old bytes cannot be taken away.
@@ -65,5 +67,22 @@ impl LazyImage {
             self.claimed.clear(run);
         }
         Ok(())
+    }
+
+    /// All pages that were renewed so far, whether their newest versions are here or not.
+    #[must_use]
+    pub fn renewed(&self) -> Vec<Range<u32>> {
+        self.renewals.stale.runs(0..self.page_count, true)
+    }
+
+    /// Copies a page that is here as it stands; it may be renewed meanwhile, and is any mixture then. Whether it could be read.
+    #[must_use]
+    pub fn copy_page(&self, page: u32, into: &mut Page) -> bool {
+        self.is_here(page) && self.file.read_exact_at(into, u64::from(page) * PAGE_BYTES).is_ok()
+    }
+
+    /// Has all listeners look, as if there was news.
+    pub fn wake_listeners(&self) {
+        self.board.wake_all();
     }
 }

@@ -5,7 +5,7 @@ use crate::support::{
     wait_for_ticks,
 };
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use vmm::lazy::Origin;
 use vmm::qemu::capture::{DepartFiles, DepartingVm, EvacuateOptions, evacuate};
@@ -156,5 +156,57 @@ fn a_departing_vm_can_go_on_until_it_has_settled_and_its_pages_are_told_apart_by
     target.quit();
     vm.resume().unwrap();
     ticks_on(&mut source);
+    vm.quit().unwrap();
+}
+
+#[test]
+fn a_vm_that_is_fed_ahead_finds_only_newest_pages() {
+    let Some(machine) = machine(128, MONITOR) else { return };
+    let dir = dir();
+    let mut source = boot(&machine, dir.path(), "source");
+    let files = DepartFiles { first: dir.path().join("first"), newer: dir.path().join("newer") };
+    let qmp = Qmp::connect(source.dir().join("leave.sock"), TICK_WITHIN).unwrap();
+    let mut vm = DepartingVm::begin(qmp, &files, &AtomicBool::new(false)).unwrap();
+    let outline = sent(&vm.outline());
+    let image = empty_image(&outline);
+    let mut target = machine.wait_for_vm(identity("target"), &dir.path().join("target")).unwrap();
+    let options = EmitOptions::new(EmitMode::Postcopy);
+    let emitter =
+        Emitter::start_ahead(&mut target.qmp, Arc::clone(&image), Arc::clone(&outline), options).unwrap();
+    let place = |bytes: &[u8], run: std::ops::Range<u32>, origin: Origin| {
+        image.place(run.start, &bytes[run.start as usize * 4096..run.end as usize * 4096], origin).unwrap();
+    };
+    // All of the first pass comes, and goes, while the VM runs on at its source.
+    place(&std::fs::read(&files.first).unwrap(), 0..outline.page_count(), Origin::Block);
+    let deadline = Instant::now() + TICK_WITHIN;
+    let all = u64::from(outline.page_count());
+    while emitter.progress().sent.load(Relaxed) < all - all / 50 {
+        let sent = emitter.progress().sent.load(Relaxed);
+        assert!(Instant::now() < deadline && !emitter.is_finished(), "{sent} of {all} pages");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    ticks_on(&mut source);
+    let state = vm.stop().unwrap();
+    vm.settle().unwrap();
+    let (newer, _) = vm.newer();
+    let stale: Vec<_> = newer.iter_set_ranges().collect();
+    println!("{} of {} pages changed meanwhile", newer.count(), newer.len());
+    assert!(stale.len() > 1, "a guest that writes");
+    stale.iter().for_each(|run| image.renew(run.start, run.end - run.start).unwrap());
+    // Some of the newest are there when it switches, some come later.
+    let (before, after) = stale.split_at(stale.len() / 2);
+    let newest = std::fs::read(&files.newer).unwrap();
+    before.iter().for_each(|run| place(&newest, run.clone(), Origin::Sender));
+    let last = ticks(&source).len();
+    emitter.switch(sent(&state));
+    after.iter().for_each(|run| place(&newest, run.clone(), Origin::Sender));
+    let report = emitter.wait().unwrap();
+    println!("{report:?}");
+    assert!(report.pages + report.zero_pages + report.left_out > all, "what changed went twice: {report:?}");
+    settled(&mut target);
+    ticks_on(&mut target);
+    let first = usize::try_from(ticks(&target)[0]).unwrap();
+    assert!((last..last + 3).contains(&first), "from {last} to {first}");
+    target.quit();
     vm.quit().unwrap();
 }

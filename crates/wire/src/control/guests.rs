@@ -173,7 +173,14 @@ impl GuestOffer {
     /// Whether this is the same guest with the same clones; how its pages are brought may differ.
     #[must_use]
     pub fn is_same_guest(&self, other: &Self) -> bool {
-        let of = |offer: &Self| Self { working_set: 0, paging: Paging::default(), ..offer.clone() };
+        let leaves =
+            |offer: &Self| offer.leaves.as_ref().map(|of| LeaveOffer { outline: Vec::new(), ..of.clone() });
+        let of = |offer: &Self| Self {
+            working_set: 0,
+            paging: Paging::default(),
+            leaves: leaves(offer),
+            ..offer.clone()
+        };
         of(self) == of(other)
     }
 
@@ -183,6 +190,7 @@ impl GuestOffer {
         at_most("attachments", self.attachments.len(), limits::ATTACHMENTS_MAX)?;
         self.attachments.iter().try_for_each(AttachmentOffer::check)?;
         at_most("clones", self.clones.len(), limits::CLONES_MAX)?;
+        self.leaves.as_ref().map_or(Ok(()), LeaveOffer::check)?;
         at_most("working set", self.working_set as usize, limits::WORKING_SET_MAX)?;
         self.clones
             .iter()

@@ -17,10 +17,20 @@ use crate::limits;
 use serde::{Deserialize, Serialize};
 
 /// How a guest leaves its source: it is a VM that runs there, and moves.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct LeaveOffer {
     /// The host says that it is ready only when it has all of the memory (pre-copy).
     pub whole: bool,
+    /// What the VM's hypervisor tells of it while it still runs, so that the host's can be fed before; at most
+    /// [`limits::OUTLINE_BYTES_MAX`], empty if nothing is told.
+    #[serde(with = "serde_bytes")]
+    pub outline: Vec<u8>,
+}
+
+impl LeaveOffer {
+    pub(super) fn check(&self) -> Result<(), ControlError> {
+        at_most("outline", self.outline.len(), limits::OUTLINE_BYTES_MAX)
+    }
 }
 
 /// A word of the source.

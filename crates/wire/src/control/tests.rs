@@ -32,7 +32,7 @@ fn guest() -> GuestOffer {
         clones,
         working_set: 3,
         paging: Paging { around: 16, working_set: true, wait_ms: 250 },
-        leaves: Some(LeaveOffer { whole: true }),
+        leaves: Some(LeaveOffer { whole: true, outline: vec![1, 2, 3] }),
     }
 }
 

@@ -24,7 +24,7 @@ use std::thread::JoinHandle;
 use vmm::lazy::LazyImage;
 use vmm::qemu::emit::TemplateVm;
 use vmm::qemu::stream::Block;
-use vmm::qemu::{Fingerprint, Qmp, Vm};
+use vmm::qemu::{DeviceState, Fingerprint, Qmp, Vm};
 
 /// What is needed beside the memory: [`vmm::qemu::DeviceState::encode`].
 const STATE: &str = "state";
@@ -100,6 +100,13 @@ impl Qemus {
     }
 }
 
+/// The device state among a VM's attachments.
+fn state_of(attachments: &[(String, Vec<u8>)]) -> Result<DeviceState, String> {
+    let found = attachments.iter().find(|(name, _)| name == STATE);
+    let (_, state) = found.ok_or_else(|| format!("it has no attachment `{STATE}`"))?;
+    DeviceState::decode(state).map_err(|error| words(&error))
+}
+
 fn key(spec: &CloneSpec) -> (usize, u32) {
     let image: *const LazyImage = Arc::as_ptr(&spec.image);
     (image.addr(), spec.clone)
@@ -148,8 +155,11 @@ impl Launch for Qemus {
     }
 
     fn run(&self, spec: &CloneSpec, ward: &Ward) -> Result<(), String> {
-        let state = spec.attachment(STATE).ok_or_else(|| format!("it has no attachment `{STATE}`"))?;
-        let state = vmm::qemu::DeviceState::decode(state).map_err(|error| words(&error))?;
+        let outline = spec.moves.as_ref().and_then(|moves| moves.outline.as_deref());
+        let state = match outline {
+            Some(outline) => DeviceState::decode(outline).map_err(|error| words(&error))?,
+            None => state_of(&spec.attachments)?,
+        };
         let machine = self.machine_for(&state.offer())?;
         if let Some(moves) = &spec.moves {
             let vm = match &moves.recover {

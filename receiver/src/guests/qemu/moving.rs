@@ -2,8 +2,8 @@
 
 use super::super::words::{LOOK, words};
 use super::super::{CloneSpec, Ward};
-use super::Warm;
 use super::run::{GLANCE, STALL_WITHIN, figures};
+use super::{Warm, state_of};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -12,6 +12,12 @@ use vmm::qemu::{DeviceState, EmitMode, EmitOptions, Emitter, QemuError, Qmp, Vm}
 
 /// A broken link to a VM that is this host's is made anew after so long.
 const RECOVER_AFTER: Duration = Duration::from_millis(500);
+/// Most of it is here when it starts: this host's CPUs are well spent on bringing it the rest at once.
+fn options() -> EmitOptions {
+    let hold_back = Duration::ZERO;
+    EmitOptions { stall_within: STALL_WITHIN, hold_back, ..EmitOptions::new(EmitMode::Postcopy) }
+}
+
 /// How often a hypervisor that is nobody's child is looked at.
 const ASK_EVERY: Duration = Duration::from_millis(500);
 
@@ -69,7 +75,9 @@ impl Moving<'_> {
             let keeper = Arc::clone(vm.keeper());
             self.ward.on_outlive(Box::new(move || keeper.dismiss()));
         }
+        let mut awaits_state = self.spec.moves.as_ref().is_some_and(|moves| moves.outline.is_some());
         let mut emitter = match &self.vm {
+            Hypervisor::Own(_) if awaits_state => Some(self.fed_ahead().map_err(|error| words(&error))?),
             Hypervisor::Own(_) => Some(self.emitter(false).map_err(|error| words(&error))?),
             Hypervisor::Left(_) => self.recovered()?,
         };
@@ -83,6 +91,11 @@ impl Moving<'_> {
             if matches!(self.vm, Hypervisor::Own(_)) || asked.elapsed() > ASK_EVERY {
                 asked = Instant::now();
                 self.vm.alive()?;
+            }
+            if awaits_state && let (Some(given), Some(emitter)) = (self.ward.given(), &emitter) {
+                awaits_state = false;
+                self.state = Arc::new(state_of(given)?);
+                emitter.switch(Arc::clone(&self.state));
             }
             let started = emitter.as_ref().is_none_or(|emitter| emitter.progress().started.load(Relaxed));
             if started && !loaded {
@@ -112,11 +125,17 @@ impl Moving<'_> {
         }
     }
 
+    /// One that takes what comes while its VM runs on at its source.
+    fn fed_ahead(&mut self) -> Result<Emitter, QemuError> {
+        let (image, outline) = (Arc::clone(&self.spec.image), Arc::clone(&self.state));
+        self.status("fed while it runs at its source");
+        Emitter::start_ahead(self.vm.qmp(), image, outline, options())
+    }
+
     fn emitter(&mut self, recover: bool) -> Result<Emitter, QemuError> {
-        let options = EmitOptions { stall_within: STALL_WITHIN, ..EmitOptions::new(EmitMode::Postcopy) };
         let (image, state) = (Arc::clone(&self.spec.image), Arc::clone(&self.state));
         let begin = if recover { Emitter::recover } else { Emitter::start };
-        begin(self.vm.qmp(), image, state, options)
+        begin(self.vm.qmp(), image, state, options())
     }
 
     /// A QEMU that an earlier receiver left: it waits for pages, or has all of them.

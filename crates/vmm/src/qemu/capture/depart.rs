@@ -210,15 +210,11 @@ impl DepartingVm {
         (self.sink.newer.clone(), self.take_fresh())
     }
 
-    /// Blocks and fingerprint as a [`DeviceState`] without devices: what hosts are asked about before anything is sent.
+    /// What is known of its state while it runs: a [`DeviceState`] without devices. What hosts are asked about before anything is
+    /// sent, and what their QEMUs are fed under ([`crate::qemu::Emitter::start_ahead`]).
     #[must_use]
     pub fn outline(&self) -> DeviceState {
-        let sink = &self.sink.sink;
-        DeviceState {
-            blocks: sink.blocks.clone(),
-            fingerprint: sink.fingerprint().clone(),
-            ..DeviceState::default()
-        }
+        self.sink.sink.outline()
     }
 
     /// Stops the VM, and takes the rest of its memory and its device state.

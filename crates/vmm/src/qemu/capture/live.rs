@@ -162,10 +162,6 @@ impl Sink {
         &self.tail
     }
 
-    pub(super) fn fingerprint(&self) -> &Fingerprint {
-        &self.fingerprint
-    }
-
     /// Everything but the pages, of a stream whose tail is whole.
     pub(super) fn state(&mut self) -> Result<DeviceState, QemuError> {
         self.ram.flush()?;
@@ -180,6 +176,18 @@ impl Sink {
             blocks: self.blocks.clone(),
             fingerprint: self.fingerprint.clone(),
         })
+    }
+
+    /// All of the state that is known once the first pages have come: no devices, no description.
+    pub(super) fn outline(&self) -> DeviceState {
+        DeviceState {
+            prefix: without_capabilities(&self.prefix),
+            section: self.section,
+            early: self.early.clone(),
+            blocks: self.blocks.clone(),
+            fingerprint: self.fingerprint.clone(),
+            ..DeviceState::default()
+        }
     }
 
     /// The whole, once the stream has ended.

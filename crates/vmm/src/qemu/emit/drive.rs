@@ -187,6 +187,28 @@ impl Driver {
         }
     }
 
+    /// One round of sending pages that have come, to a QEMU that waits for none.
+    pub(super) fn send_ahead(&mut self) -> Result<(), QemuError> {
+        self.hear_news();
+        if self.written == self.out.len() {
+            self.out.clear();
+            self.written = 0;
+            let queue = self.queue.as_mut().expect("scripts make it first");
+            let wrote = queue.write_ahead(&mut self.out, BATCH_BYTES);
+            self.looks_on = wrote && self.out.is_empty() && queue.has_work();
+            let counts = queue.counts;
+            self.progress.sent.store(counts.pages + counts.zero_pages + counts.left_out, Relaxed);
+        }
+        self.turn(!self.out.is_empty())
+    }
+
+    /// All pages that are here are news again.
+    pub(super) fn listen_anew(&mut self) -> Result<(), QemuError> {
+        self.news = self.image().listen()?;
+        self.hear_news();
+        Ok(())
+    }
+
     fn tell_faults(&mut self) {
         if self.told.elapsed() >= TELL_EVERY {
             self.told = Instant::now();
@@ -362,7 +384,7 @@ impl Driver {
         self.socket.shutdown(std::net::Shutdown::Write).map_err(|error| self.broken(&error.to_string()))
     }
 
-    fn broken(&self, reason: &str) -> QemuError {
+    pub(super) fn broken(&self, reason: &str) -> QemuError {
         QemuError::Migration { status: "link broke".to_owned(), reason: reason.to_owned() }
     }
 }

@@ -10,6 +10,7 @@
 //! filled it on its own (ROM, huge pages). **Zero pages that nobody asks for do not go at all** after that: they are discarded, and
 //! so they are zero when post-copy ends.
 
+mod ahead;
 mod drive;
 mod pages;
 mod script;
@@ -22,6 +23,7 @@ use super::qmp::Qmp;
 use super::state::{DeviceState, StateError};
 use crate::lazy::LazyImage;
 use crate::uffd::Histogram;
+use ahead::Switch;
 use drive::Driver;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -145,6 +147,8 @@ pub struct Emitter {
     thread: Option<JoinHandle<Result<EmitReport, QemuError>>>,
     progress: Arc<EmitProgress>,
     socket: UnixStream,
+    /// Of one that feeds ahead.
+    switch: Option<Arc<Switch>>,
 }
 
 impl Emitter {
@@ -161,15 +165,7 @@ impl Emitter {
         state: Arc<DeviceState>,
         options: EmitOptions,
     ) -> Result<Self, QemuError> {
-        check(qmp, &image, &state)?;
-        let postcopy = options.mode == EmitMode::Postcopy;
-        if postcopy && state.blocks.iter().any(|block| !block.len.is_multiple_of(block.page_size)) {
-            return Err(QemuError::refused("a RAM block is no whole number of its huge pages"));
-        }
-        set_up(qmp, postcopy, false)?;
-        let (ours, theirs) = UnixStream::pair().map_err(QemuError::io("make a socket for", qmp.path()))?;
-        qmp.send_fd("scatter-in", &theirs)?;
-        qmp.execute("migrate-incoming", json!({"uri": "fd:scatter-in"}))?;
+        let ours = open(qmp, &image, &state, options.mode)?;
         Self::run(
             ours,
             qmp.path(),
@@ -232,7 +228,7 @@ impl Emitter {
                 Ok(driver.report())
             })
             .map_err(QemuError::io("start a thread for", path))?;
-        Ok(Self { thread: Some(thread), progress, socket: handle })
+        Ok(Self { thread: Some(thread), progress, socket: handle, switch: None })
     }
 
     /// How far it is.
@@ -277,6 +273,25 @@ impl Drop for Emitter {
             let _ = thread.join();
         }
     }
+}
+
+/// Sets up a QEMU that waits to take this VM; the link to it.
+fn open(
+    qmp: &mut Qmp,
+    image: &LazyImage,
+    state: &DeviceState,
+    mode: EmitMode,
+) -> Result<UnixStream, QemuError> {
+    check(qmp, image, state)?;
+    let postcopy = mode == EmitMode::Postcopy;
+    if postcopy && state.blocks.iter().any(|block| !block.len.is_multiple_of(block.page_size)) {
+        return Err(QemuError::refused("a RAM block is no whole number of its huge pages"));
+    }
+    set_up(qmp, postcopy, false)?;
+    let (ours, theirs) = UnixStream::pair().map_err(QemuError::io("make a socket for", qmp.path()))?;
+    qmp.send_fd("scatter-in", &theirs)?;
+    qmp.execute("migrate-incoming", json!({"uri": "fd:scatter-in"}))?;
+    Ok(ours)
 }
 
 /// Whether this QEMU can take this VM.

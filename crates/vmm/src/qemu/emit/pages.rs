@@ -40,6 +40,8 @@ pub(super) struct PageQueue {
     left_out: Bitmap,
     /// Zero pages are left out from now on.
     leaves_zeros: bool,
+    /// Pages may still change: they are read with a system call, not by reference.
+    copies: bool,
     /// Pages of blocks that were neither sent nor left out.
     left: u64,
     pub(super) counts: Counts,
@@ -61,6 +63,7 @@ impl PageQueue {
             wanted: Bitmap::new(image.page_count()),
             left_out: Bitmap::new(image.page_count()),
             leaves_zeros: false,
+            copies: false,
             urgent: VecDeque::new(),
             ready: VecDeque::new(),
             left: blocks.iter().map(|block| u64::from(block.pages())).sum(),
@@ -84,6 +87,37 @@ impl PageQueue {
     /// that never comes reads as zeros when post-copy ends, and QEMU takes some 17 µs to be told so of one page.
     pub(super) fn leave_zeros(&mut self) {
         self.leaves_zeros = true;
+    }
+
+    /// Whether pages may still change while they are read. Such a page is [taken back](Self::take_back) afterwards, whatever was read.
+    /// Zero pages are left out meanwhile: they are discarded in the end.
+    pub(super) fn copy_pages(&mut self, copies: bool) {
+        (self.copies, self.leaves_zeros) = (copies, copies);
+    }
+
+    /// QEMU has none of these, whatever it was sent: those that are here are news again.
+    pub(super) fn take_back(&mut self, runs: &[Range<u32>]) {
+        for page in runs.iter().cloned().flatten() {
+            for page in self.unit(page).unwrap_or(page..page) {
+                if self.sent.unset(page) {
+                    self.left += 1;
+                } else if self.left_out.unset(page) {
+                    self.left += 1;
+                    self.counts.left_out -= 1;
+                }
+            }
+        }
+    }
+
+    /// As [`write`](Self::write), in the background; but not the last pages of all, so that some are left to be discarded. Whether
+    /// it was tried.
+    pub(super) fn write_ahead(&mut self, out: &mut Vec<u8>, budget: usize) -> bool {
+        let largest = self.blocks.iter().map(|block| block.page_size / PAGE_BYTES).max().unwrap_or(1);
+        let tried = self.left > 2 * largest + budget as u64 / PAGE_BYTES && self.has_work();
+        if tried {
+            self.write(out, budget, true);
+        }
+        tried
     }
 
     /// Whether QEMU has, or has been sent, every page that it needs.
@@ -203,12 +237,17 @@ impl PageQueue {
         None
     }
 
-    /// The unit that a page is part of, if it was not sent and all of it is here.
-    fn write_unit(&mut self, out: &mut Vec<u8>, page: u32, wanted: bool) {
-        let Some(block) = self.blocks.iter().find(|block| block.page_range().contains(&page)) else { return };
+    /// The unit that a page is part of; none between blocks.
+    fn unit(&self, page: u32) -> Option<Range<u32>> {
+        let block = self.blocks.iter().find(|block| block.page_range().contains(&page))?;
         let size = u32::try_from(block.page_size / PAGE_BYTES).unwrap_or(u32::MAX).min(block.pages()).max(1);
         let first = block.first_page + (page - block.first_page) / size * size;
-        let unit = first..(first + size).min(block.page_range().end);
+        Some(first..(first + size).min(block.page_range().end))
+    }
+
+    /// Writes the unit that a page is part of, if it was not sent and all of it is here.
+    fn write_unit(&mut self, out: &mut Vec<u8>, page: u32, wanted: bool) {
+        let Some(unit) = self.unit(page) else { return };
         if self.sent.get(page) || !unit.clone().all(|page| self.image.is_here(page)) {
             // Its last page brings it here again.
             return;
@@ -243,8 +282,13 @@ impl PageQueue {
         if let Some((asked, was_here)) = self.asked.remove(&page) {
             self.answered(page, asked.elapsed(), was_here);
         }
+        let mut copy = [0; 4096];
         // A zero page is not read, as reading makes memory of it.
-        let bytes = if self.image.is_zero(page) { None } else { self.image.page(page) };
+        let bytes = match self.image.is_zero(page) {
+            true => None,
+            false if self.copies => self.image.copy_page(page, &mut copy).then_some(&copy),
+            false => self.image.page(page),
+        };
         match bytes.filter(|bytes| **bytes != ZEROS) {
             Some(bytes) => {
                 self.counts.pages += 1;

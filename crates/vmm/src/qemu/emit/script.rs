@@ -38,11 +38,25 @@ impl Driver {
 
     /// The VM first, its pages as it needs them.
     pub(super) fn postcopy(&mut self, state: &DeviceState, options: &EmitOptions) -> Result<(), QemuError> {
+        self.advise(state);
+        self.preload(options.preload_pages)?;
+        self.switch_over(state, options)
+    }
+
+    /// As [`begin`](Self::begin), and that post-copy will follow.
+    pub(super) fn advise(&mut self, state: &DeviceState) {
         let block_pages = state.blocks.iter().fold(0, |sizes, block| sizes | block.page_size);
         let advice = PostcopyPages { block_pages, target_page: PAGE_BYTES };
         let commands = [Command::OpenReturnPath, Command::Ping(1), Command::PostcopyAdvise(Some(advice))];
         self.begin(state, &commands, &BlockPlan { postcopy: true, ..BlockPlan::default() });
-        self.preload(options.preload_pages)?;
+    }
+
+    /// The VM, and whatever of its memory QEMU has not.
+    pub(super) fn switch_over(
+        &mut self,
+        state: &DeviceState,
+        options: &EmitOptions,
+    ) -> Result<(), QemuError> {
         self.discard(state);
         if state.switchover_start {
             write_command(&mut self.out, &Command::SwitchoverStart);
