@@ -150,14 +150,3 @@ pub struct Pace {
     /// Hybrid: it is stopped after so long at the latest. Pre-copy: it stays here if it cannot be stopped until then.
     pub precopy_timeout: Duration,
 }
-
-/// The error and its causes in one line.
-pub(crate) fn words(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
-}

@@ -1,7 +1,8 @@
 //! A QEMU's VM that leaves, and what an earlier process left of one.
 
-use super::{Departing, Newest, Stood, words};
+use super::{Departing, Newest, Stood};
 use crate::handover::journal::{Journal, JournalError, Leaving};
+use net::control::with_causes;
 use pages::{Bitmap, Page, PageSource, Pfn};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -255,24 +256,24 @@ pub fn put_right(leaving: &Leaving, journal: &Journal) -> Result<(), DepartureEr
 
 impl Departing for QemuDeparture {
     fn follow(&mut self) -> Result<Newest, String> {
-        let fresh = self.vm()?.follow(FOLLOW_FOR).map_err(|error| words(&error))?;
+        let fresh = self.vm()?.follow(FOLLOW_FOR).map_err(|error| with_causes(&error))?;
         let (stale, _) = self.vm()?.newer();
-        self.newest(stale, fresh).map_err(|error| words(&error))
+        self.newest(stale, fresh).map_err(|error| with_causes(&error))
     }
 
     fn stop(&mut self) -> Result<Stood, String> {
         match &self.stood {
             Some(stood) => Ok(stood.clone()),
-            None => self.try_stop().map_err(|error| words(&error)),
+            None => self.try_stop().map_err(|error| with_causes(&error)),
         }
     }
 
     fn settle(&mut self) -> Result<(), String> {
-        self.vm()?.settle().map_err(|error| words(&error))
+        self.vm()?.settle().map_err(|error| with_causes(&error))
     }
 
     fn resume(&mut self) -> Result<(), String> {
-        self.vm()?.resume().map_err(|error| words(&error))?;
+        self.vm()?.resume().map_err(|error| with_causes(&error))?;
         self.vm = None;
         self.files.remove();
         Ok(())

@@ -6,6 +6,7 @@ use super::leavers::ranges;
 use crate::departure::{Ask, Newest, Stood, Told};
 use crate::guests::{attachment_offer, parts};
 use crate::handover::{Action, Input, State, step};
+use net::control::with_causes;
 use pages::Bitmap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -247,7 +248,7 @@ impl Transfer {
                     return;
                 }
                 Err(error) => {
-                    leaver.reason = Some(crate::departure::words(&error));
+                    leaver.reason = Some(with_causes(&error));
                     Input::Undecided
                 }
             },
