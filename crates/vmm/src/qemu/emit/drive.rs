@@ -121,6 +121,11 @@ impl Driver {
         self.progress.started.store(true, Relaxed);
     }
 
+    /// See [`started`](Self::started).
+    pub(super) fn has_started(&self) -> bool {
+        self.progress.started.load(Relaxed)
+    }
+
     pub(super) fn report(&self) -> EmitReport {
         let (counts, mut latencies) =
             self.queue.as_ref().map(|queue| (queue.counts, queue.latencies_us.clone())).unwrap_or_default();
@@ -220,7 +225,7 @@ impl Driver {
     /// row: what it then needs of the CPU and of this socket is its own, until it falls quiet, or for so long at most.
     fn judge_holding(&mut self) {
         let quiet = self.asked.elapsed() >= Duration::from_millis(QUIET_MS.into());
-        let running = self.progress.started.load(Relaxed);
+        let running = self.has_started();
         if self.holds_back && (running && quiet || self.start.elapsed() >= self.hold_back) {
             self.holds_back = false;
         }
@@ -248,7 +253,7 @@ impl Driver {
     }
 
     /// Waits for anything, then writes, reads and hears what there is. `pressing`: nothing at all for too long is an error.
-    fn turn(&mut self, pressing: bool) -> Result<(), QemuError> {
+    pub(super) fn turn(&mut self, pressing: bool) -> Result<(), QemuError> {
         if self.progress.stop.load(Relaxed) {
             return Err(self.broken("it was cut here"));
         }

@@ -144,6 +144,14 @@ impl Driver {
     /// All pages, then the end.
     fn finish(&mut self) -> Result<(), QemuError> {
         self.send_pages()?;
+        // Devices that are being loaded may wait for zero pages, which were left out; and QEMU ends nothing before they are.
+        while !self.has_started() {
+            if self.heard.end {
+                return Err(self.broken("QEMU closed it before its devices were loaded"));
+            }
+            self.turn(true)?;
+            self.send_pages()?;
+        }
         let writer = self.queue.as_ref().expect("made at the beginning").writer().clone();
         writer.end(&mut self.out);
         writer.close(&mut self.out);
