@@ -25,11 +25,12 @@ use std::process::ExitCode;
 Cases are named HOSTSxCLONES-ON-EACH. Examples:
   cargo bench --bench clone
   cargo bench --bench clone -- --cases 8x4,8x16 --repetitions 9 --out benches/results/clone/NAME.json
+  cargo bench --bench clone -- --cases 8x16 --rest 200 --repetitions 3
   cargo bench --bench clone -- --cases 8x4 --versus before=/tmp/scatter-before"
 )]
 pub(crate) struct Options {
     /// The cases
-    #[arg(long, value_delimiter = ',', default_values = ["4x2", "8x4", "8x16"])]
+    #[arg(long, value_delimiter = ',', default_values = ["4x2", "8x4"])]
     cases: Vec<String>,
     /// Repetitions
     #[arg(long, default_value_t = 5)]
@@ -37,6 +38,12 @@ pub(crate) struct Options {
     /// MiB of each guest
     #[arg(long, default_value_t = 64)]
     pub(crate) size: u64,
+    /// Pages that each guest checks between two rests
+    #[arg(long, default_value_t = 16)]
+    pub(crate) step: u32,
+    /// Milliseconds that each guest rests after that
+    #[arg(long, default_value_t = 2)]
+    pub(crate) rest: u32,
     /// Bits per second of the transfer
     #[arg(long, default_value = "500M")]
     pub(crate) rate: String,

@@ -140,8 +140,14 @@ fn prepare(options: &Options, program: &Path, lab: &Lab, dir: &Path, each: u32) 
         "multicast": {"pool": "239.77.0.0/16", "port": 47_077},
     });
     std::fs::write(dir.join("inventory.json"), inventory.to_string())?;
-    let size = options.size.to_string();
-    scatter(program, dir, &["microvm", "golden", "--size", &size, "--step", "16"])?;
+    let [size, step, rest] =
+        [options.size, options.step.into(), options.rest.into()].map(|of: u64| of.to_string());
+    let mut microvm = vec!["microvm", "golden", "--size", &size, "--step", &step];
+    // Builds from before it was there, for `--versus`, rest for 2 ms too.
+    if options.rest != 2 {
+        microvm.extend(["--rest", &rest]);
+    }
+    scatter(program, dir, &microvm)?;
     scatter(program, dir, &["keys", "init", "keys"])?;
     scatter(program, dir, &["keys", "host", "keys", "src", "--role", "sender"])?;
     for host in 1..=hosts {

@@ -11,8 +11,8 @@ use wire::control::Paging;
 const HOSTS: usize = 4;
 /// Without blocks: less than one in all of a run.
 const NO_BLOCKS_BYTES_PER_S: u64 = 1_000;
-/// Hosts find out after half a second that no blocks come.
-const STALL: Duration = Duration::from_millis(550);
+/// Hosts find out after a second that no blocks come at all.
+const STALL: Duration = Duration::from_millis(1_250);
 
 /// How pages are brought before a guest waits for them.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, serde::Serialize)]
@@ -83,7 +83,7 @@ pub(crate) fn measure(options: &Options, repetition: u32, results: &mut Results)
             (access, of(0).zip(of(1)).map(|(own, earlier)| [own, earlier]))
         })
         .into();
-    for case in all() {
+    for case in all().into_iter().filter(|case| options.access.contains(&case.access)) {
         let known = traces.iter().find(|(access, _)| *access == case.access);
         let Some([own, earlier]) = known.and_then(|(_, traces)| traces.as_ref()) else {
             eprintln!("no trace of {}: no KVM or userfaultfd here", case.access.name());
@@ -95,6 +95,9 @@ pub(crate) fn measure(options: &Options, repetition: u32, results: &mut Results)
             let sample = Sample::new(case, repetition, first_touches(own).len(), guest, &outcome);
             eprintln!("{}", sample.line());
             results.samples.push(sample);
+        }
+        if let Some(out) = &options.out {
+            results.write(out)?;
         }
     }
     Ok(())
@@ -108,6 +111,7 @@ fn way(case: Case, bytes_per_s: u64, own: &[u32], earlier: &[u32]) -> Way {
     };
     Way {
         hosts: case.hosts,
+        pages: case.access.pages(),
         bytes_per_s: if case.blocks { bytes_per_s } else { NO_BLOCKS_BYTES_PER_S },
         paging: Paging {
             around: if case.strategy == Strategy::Around { 16 } else { 0 },

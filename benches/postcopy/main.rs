@@ -8,6 +8,8 @@
 #![forbid(unsafe_code)]
 
 mod cases;
+#[path = "../../crates/vmm/benches/handlers/mod.rs"]
+mod handlers;
 mod local;
 mod player;
 mod results;
@@ -25,13 +27,16 @@ struct Options {
     /// Runs of each case
     #[arg(long, default_value_t = 3)]
     repetitions: u32,
+    /// Which accesses
+    #[arg(long, value_enum, value_delimiter = ',', default_values = ["sequential", "hot-set", "random", "micro-vm", "linux"])]
+    access: Vec<trace::Access>,
     /// Decides traces
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Rate of blocks, in bit/s
     #[arg(long, default_value_t = 300_000_000)]
     rate: u64,
-    /// Where samples go, as JSON
+    /// Where samples go, as JSON, anew after each case
     #[arg(long)]
     out: Option<PathBuf>,
     /// What `cargo bench` gives
@@ -58,9 +63,6 @@ fn run(options: &Options) -> anyhow::Result<Results> {
     for repetition in 0..options.repetitions {
         results.local.extend(local::measure(repetition)?);
         cases::measure(options, repetition, &mut results)?;
-        if let Some(out) = &options.out {
-            results.write(out)?;
-        }
     }
     Ok(results)
 }

@@ -4,8 +4,9 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::time::Duration;
 use vmm::microvm::{Config, Identity, MicroVm, Pattern, Report, Workload, record_working_set};
+use vmm::uffd::WorkingSet;
 
-/// Pages of a guest: 64 MiB.
+/// Pages of a guest, but for the Linux one: 64 MiB.
 pub(crate) const PAGES: u32 = 16_384;
 /// Touches of a drawn trace.
 const TOUCHES: usize = 3_000;
@@ -13,17 +14,34 @@ const TOUCHES: usize = 3_000;
 const HOT_PAGES: u32 = PAGES / 10;
 
 /// A kind of trace.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, serde::Serialize)]
+#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Access {
     Sequential,
     HotSet,
     Random,
     MicroVm,
+    Linux,
 }
 
+/// First touches of two clones of a Debian guest under QEMU, of one instant, as `qemu-clone --record benches/postcopy/traces` wrote
+/// them (crates/vmm/examples): kernel and a program that checks and rewrites random pages and reads a file, for 24 of its ticks.
+const LINUX: [&[u8]; 2] =
+    [include_bytes!("traces/ticker-1.working-set"), include_bytes!("traces/ticker-2.working-set")];
+/// Pages of its image: 128 MiB of memory, ROMs and tables.
+const LINUX_PAGES: u32 = 32_898;
+
 impl Access {
-    pub(crate) const ALL: [Self; 4] = [Self::Sequential, Self::HotSet, Self::Random, Self::MicroVm];
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Sequential, Self::HotSet, Self::Random, Self::MicroVm, Self::Linux];
+
+    /// Pages of the guest.
+    pub(crate) fn pages(self) -> u32 {
+        match self {
+            Self::Linux => LINUX_PAGES,
+            _ => PAGES,
+        }
+    }
 
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -31,6 +49,7 @@ impl Access {
             Self::HotSet => "hot set",
             Self::Random => "random",
             Self::MicroVm => "micro-VM, recorded",
+            Self::Linux => "Linux guest, recorded",
         }
     }
 
@@ -51,6 +70,10 @@ impl Access {
                 .collect(),
             Self::Random => touches.map(|_| random.random_range(0..PAGES)).collect(),
             Self::MicroVm => recorded(seed, instance)?,
+            Self::Linux => {
+                let set = WorkingSet::from_bytes(LINUX[usize::try_from(instance).ok()?], LINUX_PAGES);
+                set.expect("a file of this repository").pages().to_vec()
+            }
         })
     }
 }
@@ -69,6 +92,6 @@ fn recorded(seed: u64, instance: u64) -> Option<Vec<u32>> {
 
 /// Each page once, in the order of first touches.
 pub(crate) fn first_touches(trace: &[u32]) -> Vec<u32> {
-    let mut seen = pages::Bitmap::new(PAGES);
+    let mut seen = pages::Bitmap::new(trace.iter().max().map_or(0, |page| page + 1));
     trace.iter().copied().filter(|page| seen.set(*page)).collect()
 }

@@ -1,7 +1,6 @@
 //! A sender and receivers in this process, over the loopback interface.
 
 use crate::player::{KIND, Played, Players, page_of};
-use crate::trace::PAGES;
 use anyhow::Context;
 use net::Interface;
 use net::pki::{Identity, Role, create_ca, issue_host};
@@ -36,6 +35,8 @@ static NEXT_PORT: AtomicU16 = AtomicU16::new(0);
 #[derive(Clone, Debug)]
 pub(crate) struct Way {
     pub(crate) hosts: usize,
+    /// Of each guest.
+    pub(crate) pages: u32,
     pub(crate) bytes_per_s: u64,
     pub(crate) working_set: Vec<u32>,
     pub(crate) paging: Paging,
@@ -67,9 +68,17 @@ impl Site {
         for host in 0..hosts {
             issue_host(&keys, &format!("h{host}"), &[Role::Receiver], &[], 1)?;
         }
-        let memory: Vec<u8> = (0..PAGES).flat_map(page_of).collect();
-        std::fs::write(dir.path().join("golden.mem"), memory)?;
         Ok(Self { dir })
+    }
+
+    /// A guest's memory.
+    fn memory(&self, pages: u32) -> anyhow::Result<MappedImage> {
+        let path = self.dir.path().join(format!("golden-{pages}.mem"));
+        if !path.exists() {
+            let memory: Vec<u8> = (0..pages).flat_map(page_of).collect();
+            std::fs::write(&path, memory)?;
+        }
+        Ok(MappedImage::open(path, None)?)
     }
 
     /// One transfer until each guest has played its trace; what each saw, and the sender's outcome.
@@ -121,9 +130,8 @@ impl Site {
         let all: Vec<usize> = (0..way.hosts).collect();
         let vm = VmInput {
             name: "golden".into(),
-            file_len: u64::from(PAGES) * PAGE_SIZE as u64,
-            source: Arc::new(MappedImage::open(self.dir.path().join("golden.mem"), None)?)
-                as Arc<dyn PageSource>,
+            file_len: u64::from(way.pages) * PAGE_SIZE as u64,
+            source: Arc::new(self.memory(way.pages)?) as Arc<dyn PageSource>,
             hosts: (0..u16::try_from(way.hosts)?).collect::<IdSet>(),
             domain: 0,
         };

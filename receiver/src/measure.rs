@@ -83,14 +83,44 @@ impl Agent {
 
 /// Serves one measurement.
 pub(crate) async fn serve(start: Start, agent: &Agent, reader: &mut FrameReader, writer: &mut FrameWriter) {
-    if let Err(why) = converse(start, agent, reader, writer).await {
-        tracing::info!(why, "a measurement was not completed");
-        // The coordinator may be gone already; then nobody has to be told.
+    let told = converse(start, agent, reader, writer).await;
+    end(told, "a measurement was not completed", writer).await;
+}
+
+/// Ends a conversation about what is here; whoever asked is told why if it failed, `failed` goes to the log.
+pub(crate) async fn end(told: Result<(), String>, failed: &str, writer: &mut FrameWriter) {
+    if let Err(why) = told {
+        tracing::info!(why, "{failed}");
+        // It may be gone already; then nobody has to be told.
         let failed = ToSender::Measured(Tell::Failed { reason: reason(&why) });
         let _ = writer.write_frame(&failed.encode()).await;
     }
     // Everything was said.
     let _ = writer.shutdown().await;
+}
+
+/// `who` asks in this protocol version.
+pub(crate) fn check_version(theirs: u8, who: &str) -> Result<(), String> {
+    let ours = wire::VERSION;
+    if theirs == ours {
+        return Ok(());
+    }
+    Err(format!("the {who} speaks protocol version {theirs}, this host {ours}: update the older"))
+}
+
+/// Asks for how long fingerprints are to be, and tells them.
+pub(crate) async fn fingerprints(
+    reader: &mut FrameReader,
+    writer: &mut FrameWriter,
+    measured: &Measured,
+) -> Result<(), String> {
+    let Ask::Fingerprints { bits } = ask(reader).await? else {
+        return Err("expected to be asked for fingerprints".into());
+    };
+    if !(8..=56).contains(&bits) {
+        return Err(format!("fingerprints of {bits} bits: 8 to 56 are possible"));
+    }
+    tell_fingerprints(writer, measured, bits).await
 }
 
 async fn converse(
@@ -99,12 +129,7 @@ async fn converse(
     reader: &mut FrameReader,
     writer: &mut FrameWriter,
 ) -> Result<(), String> {
-    if start.version != wire::VERSION {
-        let (theirs, ours) = (start.version, wire::VERSION);
-        return Err(format!(
-            "the coordinator speaks protocol version {theirs}, this host {ours}: update the older"
-        ));
-    }
+    check_version(start.version, "coordinator")?;
     let permit = agent.permit()?;
     let (dirs, threads) = (agent.dirs.clone(), agent.threads);
     let (scanned, _permit) = busy(writer, move || (scan(&dirs, &start, threads, &[]), permit)).await?;
@@ -117,13 +142,7 @@ async fn converse(
         uniform_nonzero: vm.uniform_nonzero,
     });
     tell(writer, Tell::Scanned { vms: vms.collect(), contents: measured.content_count() }).await?;
-    let Ask::Fingerprints { bits } = ask(reader).await? else {
-        return Err("expected to be asked for fingerprints".into());
-    };
-    if !(8..=56).contains(&bits) {
-        return Err(format!("fingerprints of {bits} bits: 8 to 56 are possible"));
-    }
-    tell_fingerprints(writer, measured, bits).await?;
+    fingerprints(reader, writer, measured).await?;
     let candidates = candidates(reader, measured.content_count()).await?;
     let summary = busy(writer, move || scan.summary(candidates)).await??;
     tell_summary(writer, &summary).await
@@ -147,7 +166,7 @@ pub(crate) async fn tell(writer: &mut FrameWriter, tell: Tell) -> Result<(), Str
     writer.write_frame(&ToSender::Measured(tell).encode()).await.map_err(|error| error.to_string())
 }
 
-pub(crate) async fn ask(reader: &mut FrameReader) -> Result<Ask, String> {
+async fn ask(reader: &mut FrameReader) -> Result<Ask, String> {
     let frame = tokio::time::timeout(COORDINATOR_WAIT, reader.read_frame()).await;
     let frame = frame.map_err(|_| "the coordinator said nothing for too long".to_owned())?;
     let frame = frame.map_err(|error| error.to_string())?.ok_or("the coordinator closed the connection")?;
@@ -157,11 +176,7 @@ pub(crate) async fn ask(reader: &mut FrameReader) -> Result<Ask, String> {
     }
 }
 
-pub(crate) async fn tell_fingerprints(
-    writer: &mut FrameWriter,
-    measured: &Measured,
-    bits: u8,
-) -> Result<(), String> {
+async fn tell_fingerprints(writer: &mut FrameWriter, measured: &Measured, bits: u8) -> Result<(), String> {
     let fingerprints = measured.fingerprints(bits);
     let (rice, code_bytes) = (fingerprints.rice, fingerprints.code.len() as u64);
     // At least one message, also about nothing.

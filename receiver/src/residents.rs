@@ -9,7 +9,7 @@
 //! Names are keyed BLAKE3 under a key of that session of the transfer. This host learns which of its own contents its new
 //! VMs hold, and nothing of others.
 
-use crate::measure::{Agent, busy, candidates, scan, tell, tell_fingerprints};
+use crate::measure::{Agent, busy, candidates, check_version, end, fingerprints, scan, tell};
 use net::control::{FrameReader, FrameWriter};
 use nix::libc;
 use pages::block::{DecodedBlock, Encoding, NamedBlock};
@@ -21,8 +21,7 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use wire::control::measure::{Ask, NAMES_PART_MAX, Residents as Start, Start as Measure, Tell};
-use wire::control::{ToSender, reason};
+use wire::control::measure::{NAMES_PART_MAX, Residents as Start, Start as Measure, Tell};
 
 /// Contents that one transfer may be told to copy: 64 GiB of them, 512 MiB of memory.
 const CONTENTS_MAX: usize = 1 << 24;
@@ -131,14 +130,8 @@ pub(crate) async fn serve(
     reader: &mut FrameReader,
     writer: &mut FrameWriter,
 ) {
-    if let Err(why) = converse(start, sender, agent, reader, writer).await {
-        tracing::info!(why, "a sender was not told what this host holds");
-        // The sender may be gone already; then nobody has to be told.
-        let failed = ToSender::Measured(Tell::Failed { reason: reason(&why) });
-        let _ = writer.write_frame(&wire::control::Message::encode(&failed)).await;
-    }
-    // Everything was said.
-    let _ = writer.shutdown().await;
+    let told = converse(start, sender, agent, reader, writer).await;
+    end(told, "a sender was not told what this host holds", writer).await;
 }
 
 async fn converse(
@@ -148,12 +141,7 @@ async fn converse(
     reader: &mut FrameReader,
     writer: &mut FrameWriter,
 ) -> Result<(), String> {
-    if start.version != wire::VERSION {
-        let (theirs, ours) = (start.version, wire::VERSION);
-        return Err(format!(
-            "the sender speaks protocol version {theirs}, this host {ours}: update the older"
-        ));
-    }
+    check_version(start.version, "sender")?;
     let permit = agent.permit()?;
     let transfer = start.transfer.clone();
     let own = agent.finished_by(&transfer);
@@ -170,13 +158,7 @@ async fn converse(
     let scan = scanned?;
     let contents = scan.measured.content_count();
     tell(writer, Tell::Scanned { vms: Vec::new(), contents }).await?;
-    let Ask::Fingerprints { bits } = crate::measure::ask(reader).await? else {
-        return Err("expected to be asked for fingerprints".into());
-    };
-    if !(8..=56).contains(&bits) {
-        return Err(format!("fingerprints of {bits} bits: 8 to 56 are possible"));
-    }
-    tell_fingerprints(writer, &scan.measured, bits).await?;
+    fingerprints(reader, writer, &scan.measured).await?;
     let needed = candidates(reader, contents).await?;
     if needed.iter().filter(|needed| **needed).count() > CONTENTS_MAX {
         return Err(format!("more than {CONTENTS_MAX} contents are here already: send fewer VMs at once"));

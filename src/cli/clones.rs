@@ -173,7 +173,8 @@ the pages that the guest touched first when it was restored once.
 
 Examples:
   scatter microvm golden
-  scatter microvm golden --size 256 --seed 7")]
+  scatter microvm golden --size 256 --seed 7
+  scatter microvm golden --step 16 --rest 200       # for a hundred clones on a small machine")]
 pub(crate) struct Microvm {
     /// The directory, made if need be
     pub(crate) dir: PathBuf,
@@ -186,6 +187,10 @@ pub(crate) struct Microvm {
     /// Pages that the guest checks between two of its reports
     #[arg(long, value_name = "PAGES", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(crate) step: u32,
+    /// Milliseconds that the guest, and every clone of it, rests after each of its reports. Where many clones share few CPUs, 2 asks for
+    /// more than there is: 128 on two CPUs want some 200
+    #[arg(long, value_name = "MS", default_value_t = 2, value_parser = clap::value_parser!(u32).range(0..=999))]
+    pub(crate) rest: u32,
     /// Milliseconds that the snapshot runs for, restored, to record its working set; 0 records none
     #[arg(long, value_name = "MS", default_value_t = 200, value_parser = clap::value_parser!(u64).range(0..=10_000))]
     pub(crate) record: u64,

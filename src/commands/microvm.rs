@@ -14,7 +14,8 @@ const RECORDED: Identity = Identity(1 << 32);
 const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) fn run(args: &Microvm) -> Outcome {
-    let workload = Workload { pattern: Pattern::Random, step: args.step, write_percent: 20, idle_us: 2_000 };
+    let idle_us = args.rest * 1_000;
+    let workload = Workload { pattern: Pattern::Random, step: args.step, write_percent: 20, idle_us };
     let config = Config { memory_mib: args.size, seed: args.seed, workload, ..Config::default() };
     let mut vm = MicroVm::boot(&config).or_exit(Exit::System)?;
     let ticked = vm.console().wait(0, PATIENCE, |report| matches!(report, Report::Tick { .. }));

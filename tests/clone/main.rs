@@ -29,8 +29,8 @@ fn clones_run_by_their_page_faults_long_before_their_memory_is_there() {
         outcome.wall, outcome.pages
     );
     assert!(first < outcome.wall / 2, "they ran after {first:?} of {:?}", outcome.wall);
-    // Pages are asked for ahead only if no block came for half a second, which answers may crowd out at this rate.
-    assert!(outcome.pages.ahead * 10 <= outcome.pages.answered, "blocks come: {:?}", outcome.pages);
+    // Guests fault faster than this rate can answer, and blocks come all the same: nothing is asked for ahead.
+    assert_eq!(outcome.pages.ahead, 0, "blocks come: {:?}", outcome.pages);
     // Each page at most once to each of two hosts.
     assert!(outcome.pages.answered + outcome.pages.ahead <= 2 * u64::from(PAGES));
     // Guests go on after the transfer: every one checks all of its memory, once.

@@ -163,7 +163,8 @@ impl Trial {
     }
 
     /// Every clone ticks on with its memory right.
-    fn check_clones(&self, per_host: u32, console: &str) {
+    fn check_clones(&self, per_host: u32) {
+        let console = if self.kind == "firecracker" { "console.log" } else { "serial.log" };
         for host in self.fleet.numbers() {
             for number in 1..=per_host {
                 let console = self.folder(host, number).join(console);
@@ -171,6 +172,27 @@ impl Trial {
                 until("a clone's next ticks", || ticks(&console) >= before + 2);
             }
         }
+    }
+
+    /// Clones it, four on each of two hosts: all run, and tick on with their memory right.
+    fn clone_eight(&mut self, what: &str, plan: &Path, more: &[&str]) -> Orphans {
+        let flags = [&["--rate", "300M"], more].concat();
+        let sent = self.fleet.transfer("clone", plan, &flags).finish().ok();
+        say(what, &sent);
+        assert_eq!(sent.report["clones"]["running"], 8, "{}", sent.said);
+        let orphans = self.processes(plan, 8);
+        self.check_clones(4);
+        orphans
+    }
+
+    /// Clones it so slowly that pages are missing when all receivers are killed: no clone stays behind.
+    fn end_with_receivers(&mut self, plan: &Path, clones: usize) {
+        let mut sending = self.fleet.transfer("clone", plan, &["--rate", "8M"]);
+        let orphans = self.processes(plan, clones);
+        assert!(orphans.0.iter().all(|pid| is_alive(*pid)));
+        self.fleet.numbers().for_each(|host| self.fleet.receiver(host).kill());
+        until("the clones' end", || !orphans.0.iter().any(|pid| is_alive(*pid)));
+        sending.running.kill();
     }
 }
 
@@ -215,11 +237,7 @@ fn eight_firecrackers_are_cloned_from_a_running_one() {
             trial.fleet.lab.loss(host, Loss::random(10).of(Scope::Datagrams)).expect("loss");
         }
         trial.start_receivers();
-        let sent = trial.fleet.transfer("clone", &plan, &["--rate", "300M"]).finish().ok();
-        say("8 Firecrackers of a merged diff snapshot", &sent);
-        assert_eq!(sent.report["clones"]["running"], 8, "{}", sent.said);
-        let orphans = trial.processes(&plan, 8);
-        trial.check_clones(4, "console.log");
+        let orphans = trial.clone_eight("8 Firecrackers of a merged diff snapshot", &plan, &[]);
         if devices {
             check_devices(&trial);
         }
@@ -229,18 +247,14 @@ fn eight_firecrackers_are_cloned_from_a_running_one() {
             receiver.signal(Signal::SIGTERM);
             receiver.wait(PATIENCE);
         }
-        trial.check_clones(4, "console.log");
+        trial.check_clones(4);
         drop(orphans);
         // The source has run on, and is cloned again as it is now, in one step.
         let before = ticks(&source.console);
         until("the source's next tick", || ticks(&source.console) > before);
         trial.start_receivers();
         let from = format!("golden={}", path(&source.socket));
-        let sent = trial.fleet.transfer("clone", &plan, &["--rate", "300M", "--from", &from]).finish().ok();
-        say("the same from the running one", &sent);
-        assert_eq!(sent.report["clones"]["running"], 8, "{}", sent.said);
-        let _orphans = trial.processes(&plan, 8);
-        trial.check_clones(4, "console.log");
+        let _orphans = trial.clone_eight("the same from the running one", &plan, &["--from", &from]);
     }
 }
 
@@ -277,14 +291,7 @@ fn firecrackers_end_with_a_killed_receiver_and_another_version_is_refused() {
         drop(source);
         let plan = trial.plan(2);
         trial.start_receivers();
-        let mut sending = trial.fleet.transfer("clone", &plan, &["--rate", "8M"]);
-        sending.running.await_words("golden-h1-2 on h1: running", PATIENCE);
-        let orphans = trial.processes(&plan, 2);
-        assert!(orphans.0.iter().all(|pid| is_alive(*pid)));
-        trial.fleet.receiver(1).kill();
-        until("the clones' end", || !orphans.0.iter().any(|pid| is_alive(*pid)));
-        sending.running.kill();
-        drop(sending);
+        trial.end_with_receivers(&plan, 2);
         // Another version's snapshot is refused before anything is sent.
         let text = std::fs::read_to_string(&plan).expect("a plan");
         let mut value: Value = serde_json::from_str(&text).expect("JSON");
@@ -336,20 +343,13 @@ fn cloud_hypervisors_are_cloned_from_a_running_one_and_end_with_a_killed_receive
         let plan = trial.plan(4);
         trial.start_receivers();
         let from = format!("golden={}", path(&source.socket));
-        let sent = trial.fleet.transfer("clone", &plan, &["--rate", "300M", "--from", &from]).finish().ok();
-        say("8 Cloud Hypervisors from the running one", &sent);
-        assert_eq!(sent.report["clones"]["running"], 8, "{}", sent.said);
-        let orphans = trial.processes(&plan, 8);
-        trial.check_clones(4, "serial.log");
+        let orphans =
+            trial.clone_eight("8 Cloud Hypervisors from the running one", &plan, &["--from", &from]);
         let before = ticks(&source.console);
         until("the source's next tick", || ticks(&source.console) > before);
         drop((orphans, source));
         // Clones whose pages nobody brings any more.
         trial.start_receivers();
-        let mut sending = trial.fleet.transfer("clone", &plan, &["--rate", "8M"]);
-        let orphans = trial.processes(&plan, 8);
-        trial.fleet.numbers().for_each(|host| trial.fleet.receiver(host).kill());
-        until("the clones' end", || !orphans.0.iter().any(|pid| is_alive(*pid)));
-        sending.running.kill();
+        trial.end_with_receivers(&plan, 8);
     }
 }

@@ -3,7 +3,10 @@
 //! ```sh
 //! examples/guests/make-ticker.sh
 //! cargo run --release -p vmm --example qemu-clone -- [CLONES] [MIB]      # default: 4 clones of 256 MiB
+//! cargo run --release -p vmm --example qemu-clone -- --record DIR        # first touches of two clones, as working sets
 //! ```
+//!
+//! With `--record` pages come only when they are asked for: what is written is every page that the guest touched, in order.
 //!
 //! The guest checks its own memory and says so on its serial port; a clone counts when it has ticked. All on one machine, so
 //! nothing here is a network's time: this is what capture and emission cost.
@@ -16,16 +19,21 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use vmm::LazyImage;
+use vmm::lazy::Origin;
 use vmm::qemu::emit::{TemplateVm, await_status, template_backend};
 use vmm::qemu::{
     CaptureOptions, Captured, DeviceState, EmitMode, EmitOptions, Emitter, Identity, Launch, Vm, Way, capture,
 };
+use vmm::uffd::WorkingSet;
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 const PATIENCE: Duration = Duration::from_secs(120);
 
 fn main() -> Outcome<()> {
-    let mut args = std::env::args().skip(1);
+    let mut args = std::env::args().skip(1).peekable();
+    if args.next_if(|arg| arg == "--record").is_some() {
+        return record(Path::new(&args.next().ok_or("--record needs a directory")?));
+    }
     let clones: usize = args.next().map_or(Ok(4), |arg| arg.parse())?;
     let mib: u32 = args.next().map_or(Ok(256), |arg| arg.parse())?;
     let dir = tempfile::Builder::new().prefix("qemu-clone-").tempdir_in("/dev/shm")?;
@@ -74,6 +82,53 @@ fn main() -> Outcome<()> {
     }
     templates(&machine, &captured, &image, &state, clones, dir.path())?;
     own(&machine, &mut source, dir.path())
+}
+
+/// MiB of the guest that is recorded.
+const RECORDED_MIB: u32 = 128;
+/// A record ends with so many ticks, each of 64 pages that the guest checks.
+const RECORDED_TICKS: usize = 24;
+
+/// Starts two clones of one instant, one after the other, each with nothing but the pages that it asks for; writes which these were.
+fn record(to: &Path) -> Outcome<()> {
+    let dir = tempfile::Builder::new().prefix("qemu-record-").tempdir_in("/dev/shm")?;
+    let machine = machine(RECORDED_MIB)?;
+    let mut source = machine.boot(Identity::new("source")?, &dir.path().join("source"))?;
+    tick(&mut source)?;
+    let captured = capture(&mut source.qmp, CaptureOptions::new(&dir.path().join("image")))?;
+    source.quit();
+    let (whole, state) = loaded(&captured)?;
+    std::fs::create_dir_all(to)?;
+    for number in [1, 2] {
+        let mut vm = waiting(&machine, 1, &dir.path().join(format!("clone{number}")))?.remove(0);
+        let image = Arc::new(LazyImage::memfd("recorded", whole.page_count())?);
+        let options = EmitOptions::new(EmitMode::Postcopy);
+        let emitter = Emitter::start(&mut vm.qmp, Arc::clone(&image), Arc::clone(&state), options)?;
+        let (mut touched, deadline) = (Vec::new(), Instant::now() + PATIENCE);
+        while ticks(&vm)? < RECORDED_TICKS {
+            while let Some(page) = image.next_demand() {
+                touched.push(page);
+                let bytes = whole.page(page).ok_or("a page that the image has not")?;
+                image.place(page, bytes, Origin::Sender)?;
+            }
+            vm.check()?;
+            if Instant::now() > deadline {
+                return Err("the recorded clone does not tick".into());
+            }
+            std::thread::sleep(Duration::from_micros(50));
+        }
+        emitter.cut();
+        vm.quit();
+        let file = to.join(format!("ticker-{number}.working-set"));
+        std::fs::write(&file, WorkingSet::of(image.page_count(), &touched).to_bytes())?;
+        println!(
+            "{}: {} of {} pages touched in {RECORDED_TICKS} ticks",
+            file.display(),
+            touched.len(),
+            image.page_count()
+        );
+    }
+    Ok(())
 }
 
 /// Clones that share the image's clean pages.
@@ -130,6 +185,7 @@ fn machine(mib: u32) -> Outcome<Launch> {
         })?;
         Ok(path.to_string_lossy().replace('{', "{{").replace('}', "}}"))
     };
+    let append = format!("console=ttyS0 quiet ticker.mib={}", mib / 4);
     let (mib, kernel, initrd) = (mib.to_string(), file("vmlinuz")?, file("initrd")?);
     let args = [
         "-accel",
@@ -151,7 +207,7 @@ fn machine(mib: u32) -> Outcome<Launch> {
         "-initrd",
         &initrd,
         "-append",
-        "console=ttyS0 quiet ticker.mib=64",
+        &append,
     ];
     Ok(Launch { program: "qemu-system-x86_64".into(), args: args.map(str::to_owned).to_vec() })
 }

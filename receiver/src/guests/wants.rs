@@ -10,6 +10,12 @@ use wire::limits;
 /// Blocks are not awaited any more when none came for so long.
 const BLOCKS_STALL: Duration = Duration::from_millis(500);
 
+/// The first one of a connection is awaited for longer: the sender may give clones 0.4 s to start before it encodes anything.
+const FIRST_BLOCK: Duration = Duration::from_secs(1);
+
+/// Two looks further apart count as so far apart: a host that did not run itself has not heard the group fall silent.
+const LOOK_MAX: Duration = Duration::from_millis(250);
+
 /// Pages of the working set asked for beside each fault, or in one go while none waits.
 const WORKING_SET_AT_ONCE: usize = 32;
 
@@ -24,8 +30,10 @@ pub struct Wants {
     asked: Bitmap,
     /// Demanded on an earlier connection and still missing.
     renewed: Vec<u32>,
-    /// Pages that blocks had brought, when that last changed.
+    /// Pages that blocks had brought at the last look, and when that was.
     by_blocks: (u64, Duration),
+    /// For how long blocks will be awaited from then on.
+    patience: Duration,
 }
 
 impl Wants {
@@ -41,6 +49,7 @@ impl Wants {
             asked: Bitmap::new(page_count),
             renewed: Vec::new(),
             by_blocks: (0, Duration::ZERO),
+            patience: Duration::ZERO,
         }
     }
 
@@ -51,7 +60,7 @@ impl Wants {
 
     /// A connection begins: what guests wait for is asked for anew.
     pub fn restart(&mut self, image: &LazyImage, now: Duration) {
-        self.by_blocks.1 = now;
+        (self.by_blocks.1, self.patience) = (now, FIRST_BLOCK);
         self.asked = Bitmap::new(image.page_count());
         self.next = 0;
         self.renewed = image.outstanding();
@@ -60,12 +69,7 @@ impl Wants {
 
     /// The next message, if there is something to ask for.
     pub fn poll(&mut self, image: &LazyImage, now: Duration) -> Option<Want> {
-        let stats = image.stats();
-        let by_blocks = stats.here - stats.from_sender - stats.from_peers;
-        if by_blocks != self.by_blocks.0 {
-            self.by_blocks = (by_blocks, now);
-        }
-        let blocks_come = now < self.by_blocks.1 + BLOCKS_STALL;
+        let blocks_come = self.blocks_come(image, now);
         let mut want = Want { vm: self.vm, pages: Vec::new(), ahead: Vec::new() };
         let mut room = limits::WANTED_MAX;
         while want.pages.len() < limits::WANTED_MAX {
@@ -91,6 +95,18 @@ impl Wants {
             self.ask_for_working_set(image, room, &mut want);
         }
         (!want.pages.is_empty() || !want.ahead.is_empty()).then_some(want)
+    }
+
+    /// Whether blocks are still awaited.
+    fn blocks_come(&mut self, image: &LazyImage, now: Duration) -> bool {
+        let stats = image.stats();
+        let by_blocks = stats.here - stats.from_sender - stats.from_peers;
+        let (before, at) = std::mem::replace(&mut self.by_blocks, (by_blocks, now));
+        self.patience = match by_blocks != before {
+            true => BLOCKS_STALL,
+            false => self.patience.saturating_sub(now.saturating_sub(at).min(LOOK_MAX)),
+        };
+        !self.patience.is_zero()
     }
 
     /// The next missing pages of the working set.
@@ -174,9 +190,23 @@ mod tests {
         image.demand(40);
         assert_eq!(wants.poll(&image, LATER + BLOCKS_STALL), want(40), "one came just now");
         image.place_word(20, 1, 7, Origin::Sender).expect("in range");
+        image.demand(70);
+        assert_eq!(
+            wants.poll(&image, LATER + 9 * BLOCKS_STALL),
+            want(70),
+            "this host did not look meanwhile"
+        );
+        let late = silence(&mut wants, &image, LATER + 9 * BLOCKS_STALL);
         image.demand(60);
-        let asked = wants.poll(&image, LATER + 2 * BLOCKS_STALL).expect("wanted");
+        let asked = wants.poll(&image, late).expect("wanted");
         assert_eq!(asked.ahead, [range(61, 8), range(56, 4)], "none came for long");
+    }
+
+    /// Looks now and then for as long as the first block is awaited; when that was over.
+    fn silence(wants: &mut Wants, image: &LazyImage, from: Duration) -> Duration {
+        let looks = 1 + u32::try_from(FIRST_BLOCK.as_millis() / LOOK_MAX.as_millis()).expect("few");
+        (1..=looks).for_each(|look| drop(wants.poll(image, from + look * LOOK_MAX)));
+        from + looks * LOOK_MAX
     }
 
     #[test]
@@ -193,6 +223,7 @@ mod tests {
         assert_eq!(wants.poll(&image, LATER).map(|want| want.pages), Some(vec![5, 40, 1]));
         assert_eq!(wants.poll(&image, LATER), None);
     }
+
     #[test]
     fn a_working_set_is_asked_for_in_its_order_once_blocks_stall() {
         let image = image();
@@ -201,8 +232,10 @@ mod tests {
         wants.restart(&image, LATER);
         image.place_word(8, 1, 7, Origin::Block).expect("in range");
         assert_eq!(wants.poll(&image, LATER), None, "blocks bring it");
-        let stalled = LATER + 2 * BLOCKS_STALL;
-        let want = wants.poll(&image, stalled).expect("asked for");
+        let mut looks = (1..).map(|look| LATER + look * LOOK_MAX);
+        let (stalled, want) =
+            looks.find_map(|look| Some((look, wants.poll(&image, look)?))).expect("asked for");
+        assert_eq!(stalled, LATER + BLOCKS_STALL);
         assert_eq!(
             want,
             Want { vm: 0, pages: vec![], ahead: vec![range(7, 1), range(3, 1), range(50, 1), range(99, 1)] }

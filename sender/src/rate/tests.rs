@@ -128,3 +128,22 @@ fn paces_in_time() {
     }
     assert!((990_000..=1_020_000).contains(&sent), "{sent}");
 }
+
+/// Answers to faults at twice the rate leave a quarter of the time to datagrams; at a tenth of it, all the rest.
+#[test]
+fn what_is_sent_beside_datagrams_leaves_them_their_share() {
+    for (beside, least, most) in [(2_000, 0.2, 0.27), (100, 0.89, 0.91)] {
+        let mut pacer = Pacer::new(RateConfig::Fixed(1_000_000));
+        let mut sent = 0;
+        for ms in 0..1_000 {
+            let now = Duration::from_millis(ms);
+            pacer.spend_beside(now, beside);
+            while pacer.is_ready(now) {
+                pacer.spend(now, 100);
+                sent += 100;
+            }
+        }
+        let share = f64::from(sent) / 1e6;
+        assert!((least..most).contains(&share), "{share} beside {beside} bytes each ms");
+    }
+}

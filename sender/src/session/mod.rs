@@ -248,9 +248,10 @@ impl Session {
         self.started_at
     }
 
-    /// Something of so many bytes was sent beside the session's own datagrams: it takes its share of the link.
+    /// Something of so many bytes was sent beside the session's own datagrams: it takes its share of the link, of which a quarter is
+    /// left to datagrams whatever is sent.
     pub fn spend(&mut self, now: Duration, bytes: u64) {
-        self.pacer.spend(now, bytes);
+        self.pacer.spend_beside(now, bytes);
     }
 
     /// The pacing rate now, in bytes per second, all headers counted.

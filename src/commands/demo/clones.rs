@@ -43,7 +43,14 @@ pub(super) fn play(stage: &Stage<'_>, keys: &Path) -> Outcome<Option<Cloned>> {
     let all = u32::from(stage.args.hosts) * stage.args.clones;
     println!("\nrunning VMs: one micro-VM of {GUEST_MIB} MiB, to be cloned {all} times while it runs:");
     let dir = stage.dir.join("golden");
-    commands::microvm::run(&Microvm { dir, size: GUEST_MIB, seed: 1, step: STEP, record: RECORD_MS })?;
+    commands::microvm::run(&Microvm {
+        dir,
+        size: GUEST_MIB,
+        seed: 1,
+        step: STEP,
+        rest: 2,
+        record: RECORD_MS,
+    })?;
     let listen = stage.listen_addresses()?;
     let plan = plan(stage, &listen)?;
     let mut receivers = stage.receivers(keys, &listen, "clones", &["--launch", "microvm"])?;
