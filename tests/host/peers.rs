@@ -3,13 +3,34 @@
 use crate::clone::Clones;
 use crate::fleet::{PATIENCE, name};
 use crate::images::Image;
+use crate::sending::Sending;
 use lab::hosts::{Loss, Scope};
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 #[test]
 fn clones_of_a_killed_sender_complete_from_another_host_and_the_others_are_named() {
-    const TEST: &str = "clones_of_a_killed_sender_complete_from_another_host_and_the_others_are_named";
-    let Some(mut clones) = Clones::new(TEST, 3, 2, 32) else { return };
+    complete_without(
+        "clones_of_a_killed_sender_complete_from_another_host_and_the_others_are_named",
+        &mut |sending| sending.running.kill(),
+    );
+}
+
+/// Its hosts that are complete are not released: others may need what they have.
+#[test]
+fn clones_of_an_interrupted_sender_complete_from_another_host_and_the_others_are_named() {
+    complete_without(
+        "clones_of_an_interrupted_sender_complete_from_another_host_and_the_others_are_named",
+        &mut |sending| {
+            sending.running.signal(Signal::SIGINT);
+            sending.running.wait(PATIENCE);
+        },
+    );
+}
+
+/// The sender is ended when one host of three is complete, and nothing more reaches the others.
+fn complete_without(test: &str, end: &mut dyn FnMut(&mut Sending)) {
+    let Some(mut clones) = Clones::new(test, 3, 2, 32) else { return };
     // `lone` goes to h3 alone: nobody else ever has its memory.
     clones.fleet.scatter(&["microvm", "lone", "--size", "32", "--seed", "7", "--step", "16"]);
     let image = |vm: &str| Image { name: vm.into(), path: clones.fleet.dir().join(vm).join("memory") };
@@ -40,7 +61,7 @@ fn clones_of_a_killed_sender_complete_from_another_host_and_the_others_are_named
     }
     // Pages that were answered make clones independent; what others can have of h1 is blocks.
     sending.running.await_words("h1: complete", PATIENCE);
-    sending.running.kill();
+    end(&mut sending);
     drop(sending);
     for host in [2, 3] {
         clones.fleet.lab.loss(host, all(0)).expect("no loss");

@@ -37,6 +37,7 @@ use guests::Guests;
 use leavers::Departures;
 use offers::{channel_specs, offers};
 use queue::Queue;
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::Arc;
@@ -331,11 +332,17 @@ impl Transfer {
         self.session.wants_blocks(segment, pending(self.encoding[channel]), pending(all))
     }
 
-    /// Releases the hosts that are complete and ends the connections.
+    /// Releases the hosts that are complete and ends the connections. After an interruption none is released whose blocks
+    /// guests of other hosts may need.
     fn finish(mut self) -> Outcome {
         let wall = self.start.elapsed();
+        let with_guests: BTreeSet<usize> =
+            self.config.guests.iter().flat_map(|guest| &guest.clones).map(|(host, _)| *host).collect();
+        let waiting = with_guests.iter().any(|host| *self.session.phase(*host) != Phase::Complete);
+        let needed = self.session.is_cancelled() && waiting;
         for host in 0..self.config.hosts.len() {
             if *self.session.phase(host) == Phase::Complete
+                && !(needed && with_guests.contains(&host))
                 && let Some(queue) = &self.queues[host]
             {
                 // A host that is gone has its images all the same; its journal stays until the next transfer.

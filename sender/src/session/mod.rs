@@ -236,6 +236,12 @@ impl Session {
         self.hosts.iter().all(|host| matches!(host.phase, Phase::Complete | Phase::Failed { .. }))
     }
 
+    /// Whether [`Session::cancel`] ended it.
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        self.cancelled
+    }
+
     /// Counters so far.
     #[must_use]
     pub fn stats(&self) -> &SessionStats {
