@@ -90,14 +90,7 @@ pub(crate) fn measure(options: &Options, repetition: u32, results: &mut Results)
             continue;
         };
         let way = way(case, options.rate / 8, own, earlier);
-        let (played, outcome) = match site.run(&way, own) {
-            Ok(ran) => ran,
-            Err(error) if case.peers => {
-                eprintln!("NOT MEASURED, the sender lost: {error:#}");
-                continue;
-            }
-            Err(error) => return Err(error),
-        };
+        let (played, outcome) = site.run(&way, own)?;
         for guest in &played[if case.peers { 1 } else { 0 }..] {
             let sample = Sample::new(case, repetition, first_touches(own).len(), guest, &outcome);
             eprintln!("{}", sample.line());
