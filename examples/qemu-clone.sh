@@ -76,7 +76,7 @@ echo "--- every clone goes on from where the source was, over more than one look
 for clone in c1/* c2/*; do
   ticks=0
   for _ in $(seq 600); do
-    ticks=$(grep -c ' OK ' "$clone/serial") || true # none yet
+    ticks=$(awk '/ OK / { n++ } END { print n + 0 }' "$clone/serial")
     [ "$ticks" -ge 70 ] && break
     sleep 0.1
   done
