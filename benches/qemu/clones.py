@@ -144,29 +144,23 @@ def await_ticks(directories, count, start, alive=lambda: None):
     return sorted(at.values())
 
 
-def scatter(args, net, work, source, captured):
-    """By scatter: from a captured image, or from the running source."""
+def receivers(args, net, base, machine, vms):
+    """Keys, hosts that listen with this `machine`, and base/plan.json of `vms`; the receivers' processes."""
     binary = os.path.abspath(args.scatter)
     hosts = range(1, args.hosts + 1)
-    base = tempfile.mkdtemp(prefix="s", dir=work)
     with open(f"{base}/machine.json", "w") as file:
-        json.dump({"qemu": [{"name": "ticker", "args": machine(args), "memory": args.memory, "end-with-receiver": True}]}, file)
-    run = lambda *line, cwd=base: subprocess.run([binary, *line], cwd=cwd, check=True, capture_output=True)
+        json.dump({"qemu": [machine | {"end-with-receiver": True}]}, file)
+    run = lambda *line: subprocess.run([binary, *line], cwd=base, check=True, capture_output=True)
     run("keys", "init", "keys")
     run("keys", "host", "keys", "src", "--role", "sender")
-    receivers = []
+    listening = []
     for n in hosts:
         run("keys", "host", "keys", f"h{n}")
         log = open(f"{base}/h{n}.log", "w")
-        receivers.append(spawn(net.exec(n, binary, "receive", "--name", f"h{n}", "--keys", f"keys/h{n}", "--interface", "e0", "--listen",
+        listening.append(spawn(net.exec(n, binary, "receive", "--name", f"h{n}", "--keys", f"keys/h{n}", "--interface", "e0", "--listen",
                                         f"10.78.0.{n + 1}:7700", "--store", f"st{n}", "--clones", f"{base}/c{n}", "--workers", "2",
                                         "--launch", "qemu", "--qemu", "machine.json"), cwd=base, stdout=log, stderr=log))
-    if captured:
-        vm = {"image": f"{captured}/memory", "launch": {"kind": "qemu", "attachments": {"state": f"{captured}/state"}}}
-    else:
-        vm = {"image": f"qmp:{source}/user.sock", "launch": {"kind": "qemu"}}
-    vm |= {"name": "golden", "memory_mib": args.mib, "to": {"clones": args.clones}, "clones_per_host": -(-args.clones // args.hosts)}
-    inventory = {"version": 1, "name": "bench", "source": {"name": "src", "rate_mbps": args.mbit}, "vms": [vm],
+    inventory = {"version": 1, "name": "bench", "source": {"name": "src", "rate_mbps": args.mbit}, "vms": vms,
                  "hosts": [{"name": f"h{n}", "address": f"10.78.0.{n + 1}:7700", "memory_mib": 1 << 20, "vcpus": 64,
                             "rate_mbps": args.mbit} for n in hosts],
                  "multicast": {"pool": "239.77.0.0/16", "port": 7701}}
@@ -178,6 +172,20 @@ def scatter(args, net, work, source, captured):
         if time.monotonic() > deadline:
             raise RuntimeError("a receiver does not listen: " + open(f"{base}/h1.log").read())
         time.sleep(0.05)
+    return listening
+
+
+def scatter(args, net, work, source, captured):
+    """By scatter: from a captured image, or from the running source."""
+    binary = os.path.abspath(args.scatter)
+    hosts = range(1, args.hosts + 1)
+    base = tempfile.mkdtemp(prefix="s", dir=work)
+    if captured:
+        vm = {"image": f"{captured}/memory", "launch": {"kind": "qemu", "attachments": {"state": f"{captured}/state"}}}
+    else:
+        vm = {"image": f"qmp:{source}/user.sock", "launch": {"kind": "qemu"}}
+    vm |= {"name": "golden", "memory_mib": args.mib, "to": {"clones": args.clones}, "clones_per_host": -(-args.clones // args.hosts)}
+    listening = receivers(args, net, base, {"name": "ticker", "args": machine(args), "memory": args.memory}, [vm])
     before, start = net.sent(), time.monotonic()
     log = open(f"{base}/send.log", "w")
     sender = spawn(net.exec(0, binary, "clone", "--group", "plan.json", "--keys", "keys/src", "--interface", "e0", "--rate",
@@ -195,7 +203,7 @@ def scatter(args, net, work, source, captured):
     # More than a sweep over all of the guest's memory.
     await_ticks(directories, 70, start)
     report = json.load(open(f"{base}/report.json"))
-    for receiver in receivers:
+    for receiver in listening:
         end(receiver)
     clones, network = report["clones"], report["network"]
     shutil.rmtree(base)

@@ -12,7 +12,7 @@ Needs root, qemu-system-x86_64 and iproute2. docs/evacuation.md has what came of
 """
 import argparse, json, os, platform, shutil, signal, socket, subprocess, sys, tempfile, threading, time
 
-from clones import CHILDREN, PATIENCE_S, ROOT, Net, Qmp, await_ticks, end, spawn, ticks
+from clones import CHILDREN, PATIENCE_S, ROOT, Net, Qmp, await_ticks, end, receivers, spawn, ticks
 
 GUESTS = {
     # Name, MiB that it works on, pages that it looks at (and changes half of) at each tick, pause between ticks in ms.
@@ -101,32 +101,9 @@ def figures(source, target):
 
 def scatter(args, net, base, guests, mode):
     binary = os.path.abspath(args.scatter)
-    hosts = range(1, args.hosts + 1)
-    with open(f"{base}/machine.json", "w") as file:
-        json.dump({"qemu": [{"name": "guest", "args": guests[0]["line"], "end-with-receiver": True}]}, file)
-    run = lambda *line: subprocess.run([binary, *line], cwd=base, check=True, capture_output=True)
-    run("keys", "init", "keys")
-    run("keys", "host", "keys", "src", "--role", "sender")
-    for n in hosts:
-        run("keys", "host", "keys", f"h{n}")
-        log = open(f"{base}/h{n}.log", "w")
-        spawn(net.exec(n, binary, "receive", "--name", f"h{n}", "--keys", f"keys/h{n}", "--interface", "e0", "--listen",
-                       f"10.78.0.{n + 1}:7700", "--store", f"st{n}", "--clones", f"{base}/c{n}", "--workers", "2",
-                       "--launch", "qemu", "--qemu", "machine.json"), cwd=base, stdout=log, stderr=log)
     vms = [{"name": of["name"], "image": f"qmp:{of['dir']}/leave.sock", "memory_mib": args.mib, "to": {"hosts": [f"h{of['host']}"]}}
            for of in guests]
-    inventory = {"version": 1, "name": "evacuation", "source": {"name": "src", "rate_mbps": args.mbit}, "vms": vms,
-                 "hosts": [{"name": f"h{n}", "address": f"10.78.0.{n + 1}:7700", "memory_mib": 1 << 20, "vcpus": 64,
-                            "rate_mbps": args.mbit} for n in hosts],
-                 "multicast": {"pool": "239.77.0.0/16", "port": 7701}}
-    with open(f"{base}/inventory.json", "w") as file:
-        json.dump(inventory, file)
-    run("plan", "inventory.json", "-o", "plan.json", "--no-measure")
-    deadline = time.monotonic() + 60
-    while any("listening" not in open(f"{base}/h{n}.log").read() for n in hosts):
-        if time.monotonic() > deadline:
-            raise RuntimeError("a receiver does not listen: " + open(f"{base}/h1.log").read())
-        time.sleep(0.05)
+    receivers(args, net, base, {"name": "guest", "args": guests[0]["line"]}, vms)
     sources = [Watch(of["dir"]) for of in guests]
     targets = [Watch(f"{base}/c{of['host']}/{of['name']}") for of in guests]
     time.sleep(1.5)
