@@ -3,6 +3,7 @@
 use crate::fleet::Fleet;
 use crate::images::{guest_part, guests};
 use lab::hosts::{Disturbance, LabOptions, Loss};
+use serde_json::json;
 use std::time::Duration;
 
 const RATE: [&str; 2] = ["--rate", "500M"];
@@ -33,6 +34,20 @@ fn clones_are_identical_at_5_and_20_percent_loss() {
         }
         clone_to_all(&mut fleet, &format!("{} % loss", permille / 10));
     }
+}
+
+#[test]
+fn a_host_of_the_plan_without_a_vm_does_not_hold_up_the_others() {
+    let Some(mut fleet) = Fleet::of("a_host_of_the_plan_without_a_vm_does_not_hold_up_the_others", 2) else {
+        return;
+    };
+    let images = [guest_part(8, fleet.dir())];
+    let plan = fleet.plan(vec![(&images[0], json!({"hosts": ["h1"]}))], fleet.numbers(), 1 << 20);
+    fleet.start_receivers();
+    let sent = fleet.send(&plan, &RATE).finish().ok();
+    assert_eq!(sent.host(2)["state"], "complete", "{}", sent.said);
+    fleet.check_images(&images, 1..2);
+    assert_eq!(fleet.finished(2), Vec::<String>::new());
 }
 
 #[test]

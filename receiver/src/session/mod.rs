@@ -279,8 +279,12 @@ impl Session {
         }
     }
 
-    /// VMs without any page, or complete from an earlier run before the first announcement.
+    /// VMs without any page, or complete from an earlier run before the first announcement. A host that has no VM in this plan is
+    /// complete as soon as it is told so.
     pub fn handle_complete_vms(&mut self, vms: &[u16]) {
+        if self.config.vms == 0 {
+            self.actions.push_back(Action::AllPlaced);
+        }
         for vm in vms {
             if self.complete_vms.insert(*vm) {
                 self.actions.push_back(Action::FinishVm(*vm));
