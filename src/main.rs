@@ -32,6 +32,7 @@ fn main() -> ExitCode {
         Command::Clone(args) => commands::send::clone(&args),
         Command::Status(args) => commands::status::run(&args),
         Command::Capture(args) => commands::capture::run(&args),
+        Command::SaveImage(args) => commands::save_image::run(&args),
         Command::Cancel(args) => commands::cancel::run(&args),
         Command::Microvm(args) => commands::microvm::run(&args),
         Command::Report(args) => commands::report::run(&args),

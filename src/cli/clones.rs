@@ -111,6 +111,28 @@ pub(crate) struct Capture {
     pub(crate) how: How,
 }
 
+/// Writes an image for `virsh restore` of what `scatter capture qemu` wrote: a clone of a domain, under another name
+#[derive(Args, Debug)]
+#[command(after_help = "\
+XML is the clone's domain: the source's, as `virsh save-image-dumpxml` or `virsh dumpxml --migratable` writes it, with another <name>, <uuid>, MAC and
+disks. Everything else must stay: libvirt starts QEMU with it, and QEMU takes only the memory and devices it had.
+
+Examples:
+  virsh save-image-dumpxml golden.save | sed 's/<name>golden</<name>one</; /<uuid>/d' >one.xml
+  scatter capture qemu golden.save /dev/shm/golden
+  scatter save-image /dev/shm/golden one.xml one.save && virsh restore one.save")]
+pub(crate) struct SaveImage {
+    /// The directory with `memory` and `state`
+    pub(crate) dir: PathBuf,
+    /// The domain's definition
+    pub(crate) xml: PathBuf,
+    /// The image, which must be new
+    pub(crate) image: PathBuf,
+    /// The domain stands when it is restored
+    #[arg(long)]
+    pub(crate) paused: bool,
+}
+
 /// Hypervisors whose running VMs can be captured; named as [`LaunchKind`].
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum CaptureKind {

@@ -51,6 +51,7 @@ pub(crate) enum Command {
     Send(Box<args::Send>),
     Clone(Box<clones::Clone>),
     Capture(clones::Capture),
+    SaveImage(clones::SaveImage),
     Microvm(clones::Microvm),
     Status(clones::Status),
     Cancel(clones::Cancel),

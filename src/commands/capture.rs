@@ -15,7 +15,7 @@ use vmm::firecracker::SnapshotKind;
 use vmm::{cloud_hypervisor, firecracker};
 
 /// Names of a snapshot's files: the image, and what a plan's VM needs to be started.
-const MEMORY: &str = "memory";
+pub(super) const MEMORY: &str = "memory";
 const LAUNCH: &str = "launch.json";
 
 /// A snapshot: its memory is `memory` in the folder, and each attachment a file by its own name.

@@ -13,6 +13,7 @@ pub(crate) mod plan;
 pub(crate) mod qemu_capture;
 pub(crate) mod receive;
 pub(crate) mod report;
+pub(crate) mod save_image;
 pub(crate) mod schema;
 pub(crate) mod send;
 pub(crate) mod shell;
