@@ -17,6 +17,8 @@ cc gcc
 unshare util-linux
 qemu-system-x86_64 qemu-system-x86
 qemu-img qemu-utils
+libvirtd libvirt-daemon
+virsh libvirt-clients
 LIST
 }
 
@@ -26,6 +28,10 @@ missing_packages() {
     needs | while read -r program package; do
         command -v "$program" >/dev/null 2>&1 || echo "$package"
     done | sort -u
+    # libvirt's driver for QEMU is a package of its own.
+    for driver in /usr/lib/*/libvirt/connection-driver/libvirt_driver_qemu.so; do
+        [ -e "$driver" ] || echo libvirt-daemon-driver-qemu
+    done
     # A busybox with shared libraries is of no use in an initramfs.
     if command -v busybox >/dev/null 2>&1 && ! is_static "$(command -v busybox)"; then
         echo busybox-static
@@ -124,9 +130,20 @@ case " $packages " in
         fi
         ;;
 esac
+# Only QEMU must be of the same release as its tools; whatever else came from there would bring a newer system with it.
+qemu=
+others=
+for package in $packages; do
+    case $package in
+        qemu-*) qemu="$qemu $package" ;;
+        *) others="$others $package" ;;
+    esac
+done
 quietly apt-get -q update
 # shellcheck disable=SC2086 # lists
-quietly apt-get -q -y --no-install-recommends $release install $packages
+[ -z "$qemu" ] || quietly apt-get -q -y --no-install-recommends $release install $qemu
+# shellcheck disable=SC2086 # a list
+[ -z "$others" ] || quietly apt-get -q -y --no-install-recommends install $others
 rm -f "$log"
 
 left=$(missing_packages | tr '\n' ' ')

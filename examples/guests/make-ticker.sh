@@ -56,6 +56,16 @@ mkdir -p "$root"/{bin,modules,proc,sys,dev,tmp}
 cp "$busybox" "$root/bin/busybox"
 ln -s busybox "$root/bin/sh"
 install -m 755 "$here/ticker-init" "$root/init"
+# Modules of a virtual disk and card, in the order in which they need each other; some kernels have some of them built in.
+number=0
+for module in virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_blk failover net_failover virtio_net; do
+  file=$(find "$base/cache/$package/lib/modules" -name "$module.ko" -o -name "$module.ko.xz" | head -n 1)
+  number=$((number + 1))
+  case $file in
+    *.xz) xz -dc "$file" >"$root/modules/$number-$module.ko" ;;
+    *.ko) cp "$file" "$root/modules/$number-$module.ko" ;;
+  esac
+done
 cc -O2 -static -o "$root/ticker" "$here/ticker.c"
 (cd "$root" && find . | LC_ALL=C sort | cpio -o -H newc --quiet) >"$out/initrd"
 cp "$base/cache/$package/boot/vmlinuz-${package#linux-image-}" "$out/vmlinuz"

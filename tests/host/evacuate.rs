@@ -2,7 +2,7 @@
 //! only, whatever is killed, cut or full on the way.
 
 use crate::fleet::{Fleet, PATIENCE, name};
-use crate::qemu::{BOOT_WITHIN, Sweep, machine, ticks, wait_for_ticks};
+use crate::qemu::{BOOT_WITHIN, Machine, Sweep, linux, ticks, wait_for_ticks};
 use crate::sending::{Sending, Sent};
 use lab::hosts::{LabOptions, Loss, Scope};
 use serde_json::{Value, json};
@@ -19,24 +19,32 @@ pub(crate) struct Evacuation {
     places: Vec<PathBuf>,
     _sweep: Sweep,
     pub(crate) fleet: Fleet,
+    mib: u32,
+    sweep: usize,
 }
 
 impl Evacuation {
+    /// Debian guests.
     pub(crate) fn new(test: &str, hosts: u16, vms: u16, mib: u32, work_mib: u32) -> Option<Self> {
-        let mut machine = machine(test, mib, work_mib)?;
+        Self::of(test, hosts, vms, linux(test, mib, work_mib)?)
+    }
+
+    /// So many VMs of a machine, which tick.
+    pub(crate) fn of(test: &str, hosts: u16, vms: u16, machine: Machine) -> Option<Self> {
         let fleet = Fleet::new(test, LabOptions { hosts: hosts + 1, ..LabOptions::default() })?;
         let sweep = Sweep(fleet.dir().to_owned());
-        machine.args.extend(["-qmp".into(), "unix:{dir}/leave.sock,server=on,wait=off".into()]);
-        let config = json!({"qemu": [{"name": "ticker", "args": machine.args, "end-with-receiver": false}]});
+        let Machine { launch, mib, sweep: ticks } =
+            machine.with(&["-qmp", "unix:{dir}/leave.sock,server=on,wait=off"]);
+        let config = json!({"qemu": [{"name": "ticker", "args": launch.args, "end-with-receiver": false}]});
         fs::write(fleet.dir().join("machine.json"), config.to_string()).expect("written");
         let names: Vec<String> = (0..vms).map(|vm| format!("v{vm}")).collect();
         let places: Vec<PathBuf> = names.iter().map(|name| fleet.dir().join(name)).collect();
         let boot = |(name, dir): (String, &PathBuf)| {
-            machine.boot(Identity::new(name).expect("random bytes"), dir).expect("QEMU")
+            launch.boot(Identity::new(name).expect("random bytes"), dir).expect("QEMU")
         };
         let vms = names.into_iter().zip(&places).map(boot).collect();
         places.iter().for_each(|dir| wait_for_ticks(dir, 3, BOOT_WITHIN));
-        Some(Self { _vms: vms, places, _sweep: sweep, fleet })
+        Some(Self { _vms: vms, places, _sweep: sweep, fleet, mib, sweep: ticks })
     }
 
     pub(crate) fn source_dir(&self, vm: u16) -> PathBuf {
@@ -86,7 +94,7 @@ impl Evacuation {
             let host =
                 hosts.start + u16::try_from(vm).expect("few") % u16::try_from(hosts.len()).expect("few");
             let monitor = self.source_dir(u16::try_from(vm).expect("few")).join("leave.sock");
-            json!({"name": format!("v{vm}"), "image": format!("qmp:{}", monitor.display()), "memory_mib": 256,
+            json!({"name": format!("v{vm}"), "image": format!("qmp:{}", monitor.display()), "memory_mib": self.mib,
                 "to": {"hosts": [name(host)]}})
         };
         inventory["vms"] = (0..self.places.len()).map(vm).collect();
@@ -146,7 +154,7 @@ impl Evacuation {
             assert!(Instant::now() < deadline, "v{vm} ticks at no host; {}", self.status(vm));
             std::thread::sleep(Duration::from_millis(10));
         };
-        wait_for_ticks(&dir, ticks(&dir) + 70, PATIENCE);
+        wait_for_ticks(&dir, ticks(&dir) + self.sweep, PATIENCE);
         assert!(!Self::ticks_in(&self.source_dir(vm), Duration::from_millis(300)), "v{vm} runs twice");
     }
 
@@ -154,7 +162,7 @@ impl Evacuation {
     #[track_caller]
     pub(crate) fn check_stayed(&self, vm: u16) {
         let dir = self.source_dir(vm);
-        wait_for_ticks(&dir, ticks(&dir) + 70, PATIENCE);
+        wait_for_ticks(&dir, ticks(&dir) + self.sweep, PATIENCE);
         if let Some(target) = self.target_dir(vm) {
             assert!(!Self::ticks_in(&target, Duration::from_millis(300)), "v{vm} runs twice");
         }
@@ -198,6 +206,26 @@ fn check_report(sent: &Sent, vms: usize, pages_min: u64) {
     assert!(sent.said.contains("v0 → h1: released, stood"), "{}", sent.said);
 }
 
+/// All VMs leave for the next hosts, where they tick on, and can leave again.
+#[track_caller]
+pub(crate) fn evacuate(evacuation: &mut Evacuation, mode: &str, permille: u16) {
+    let vms = u16::try_from(evacuation.places.len()).expect("few");
+    evacuation.clear();
+    for host in evacuation.fleet.numbers() {
+        evacuation.fleet.lab.loss(host, Loss::random(permille).of(Scope::Datagrams)).expect("loss");
+    }
+    evacuation.start_receivers();
+    let plan = evacuation.plan();
+    let start = Instant::now();
+    let sent = evacuation.send(&plan, &["--mode", mode, "--downtime-limit", "2000"]).finish();
+    (0..vms).for_each(|vm| say(mode, &evacuation.status(vm)));
+    let sent = sent.ok();
+    println!("{mode}: {:?} in all, {} bytes on the wire", start.elapsed(), sent.network("wire_bytes"));
+    check_report(&sent, vms.into(), u64::from(evacuation.mib) << 8);
+    (0..vms).for_each(|vm| evacuation.check_moved(vm));
+    evacuation.settle();
+}
+
 #[test]
 fn a_running_vm_moves_in_each_mode_without_loss_and_with_one_percent() {
     const TEST: &str = "a_running_vm_moves_in_each_mode_without_loss_and_with_one_percent";
@@ -222,19 +250,6 @@ fn six_running_vms_move_to_three_hosts_in_each_mode_without_loss_and_with_one_pe
     const TEST: &str = "six_running_vms_move_to_three_hosts_in_each_mode_without_loss_and_with_one_percent";
     let Some(mut evacuation) = Evacuation::new(TEST, 3, 6, 96, 8) else { return };
     for (mode, permille) in [("hybrid", 10), ("postcopy", 0), ("precopy", 10)] {
-        evacuation.clear();
-        for host in evacuation.fleet.numbers() {
-            evacuation.fleet.lab.loss(host, Loss::random(permille).of(Scope::Datagrams)).expect("loss");
-        }
-        evacuation.start_receivers();
-        let plan = evacuation.plan();
-        let start = Instant::now();
-        let sent = evacuation.send(&plan, &["--mode", mode, "--downtime-limit", "2000"]).finish();
-        (0..6).for_each(|vm| say(mode, &evacuation.status(vm)));
-        let sent = sent.ok();
-        println!("{mode}: {:?} in all, {} bytes on the wire", start.elapsed(), sent.network("wire_bytes"));
-        check_report(&sent, 6, 96 << 8);
-        (0..6).for_each(|vm| evacuation.check_moved(vm));
-        evacuation.settle();
+        evacuate(&mut evacuation, mode, permille);
     }
 }
