@@ -218,6 +218,26 @@ impl PageService {
         }
     }
 
+    /// Other hosts than `from` that have this VM, and are `ready`, get these pages, too, each at most once on a connection: after what
+    /// their own guests wait for.
+    pub fn share(&mut self, from: usize, want: &Want, ready: &mut dyn FnMut(usize) -> bool) {
+        let Some(page_count) = self.page_counts.get(&want.vm).copied() else { return };
+        for host in (0..self.hosts.len()).filter(|host| *host != from && ready(*host)) {
+            if !self.vms_of_host[host].contains(&want.vm) {
+                continue;
+            }
+            let Host { vms, ahead, .. } = &mut self.hosts[host];
+            let asked = || Asked { taken: Bitmap::new(page_count), ahead: Bitmap::new(page_count) };
+            let asked = vms.entry(want.vm).or_insert_with(asked);
+            for page in &want.pages {
+                if asked.taken.set(*page) {
+                    asked.ahead.set(*page);
+                    ahead.push_back((want.vm, *page));
+                }
+            }
+        }
+    }
+
     /// Whether everything that was pushed to a host, or asked for ahead, has been handed out.
     #[must_use]
     pub fn is_idle(&self, host: usize) -> bool {

@@ -10,8 +10,8 @@ use wire::limits;
 /// Blocks are not awaited any more when none came for so long.
 const BLOCKS_STALL: Duration = Duration::from_millis(500);
 
-/// The first one of a connection is awaited for longer: the sender may give clones 0.4 s to start before it encodes anything.
-const FIRST_BLOCK: Duration = Duration::from_secs(1);
+/// The first one of a connection is awaited for longer: the sender may give clones 1 s to start before it encodes anything.
+const FIRST_BLOCK: Duration = Duration::from_millis(1500);
 
 /// Two looks further apart count as so far apart: a host that did not run itself has not heard the group fall silent.
 const LOOK_MAX: Duration = Duration::from_millis(250);

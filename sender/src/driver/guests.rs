@@ -2,7 +2,8 @@
 
 use super::{Transfer, TransferConfig};
 use crate::encode::encode_pages;
-use crate::guests::{CloneOutcome, Clones, Packed};
+use super::go_first::GoFirst;
+use crate::guests::{Clones, Packed};
 use crate::page_service::PageService;
 use crate::prepare::Prepared;
 use pages::block::Scratch;
@@ -18,9 +19,6 @@ use wire::control::{ToHost, ToSender};
 /// Bytes of answers to one host not yet written to its connection, beyond which nothing is sent ahead of faults.
 const AHEAD_BYTES_MAX: u64 = 256 << 10;
 
-/// Encoding waits for clones to run for so long at most: it would take the CPUs from their start and first page faults.
-const GO_FIRST_MAX: Duration = Duration::from_millis(400);
-
 /// What the driver keeps for guests.
 pub(super) struct Guests {
     pub(super) service: PageService,
@@ -32,6 +30,7 @@ pub(super) struct Guests {
     scratch: Scratch,
     /// The block of each content that a group carries, if faults may be answered so.
     blocks: Vec<Option<NonZeroU32>>,
+    pub(super) go_first: GoFirst,
 }
 
 /// A block's number and one, so that four bytes a content suffice.
@@ -40,7 +39,8 @@ fn numbered(block: BlockId) -> Option<NonZeroU32> {
 }
 
 impl Guests {
-    pub(super) fn new(prepared: &Arc<Prepared>, config: &TransferConfig) -> Self {
+    /// `expected_bytes` are to be sent once they are encoded.
+    pub(super) fn new(prepared: &Arc<Prepared>, config: &TransferConfig, expected_bytes: u64) -> Self {
         let guests = &config.guests;
         let at_host = |host: usize| {
             let here = guests.iter().filter(|guest| guest.clones.iter().any(|(at, _)| *at == host));
@@ -61,6 +61,7 @@ impl Guests {
                 true => vec![None; prepared.index.content_count() as usize],
                 false => Vec::new(),
             },
+            go_first: GoFirst::new(config.hosts.len(), expected_bytes),
         }
     }
 }
@@ -86,12 +87,6 @@ impl Guests {
         };
         self.blocks.get(id.0 as usize)?.map(|number| BlockId(u64::from(number.get()) - 1))
     }
-
-    /// Whether clones are still to run before bulk data are encoded.
-    pub(super) fn go_first(&self, now: Duration) -> bool {
-        let waits = |clone: &CloneOutcome| clone.running.is_none() && clone.failed.is_none() && !clone.leaves;
-        now < GO_FIRST_MAX && self.clones.all().iter().any(waits)
-    }
 }
 
 impl Transfer {
@@ -104,6 +99,7 @@ impl Transfer {
     ) -> Option<ToSender> {
         match message {
             ToSender::Accept(accept) => {
+                self.guests.go_first.note_accepted(host);
                 let parts: Vec<ToHost> = self.guests.packed.of_host(host).cloned().collect();
                 parts.into_iter().for_each(|part| self.tell(host, part));
                 self.departures_accepted(host);
@@ -120,6 +116,8 @@ impl Transfer {
                 let mut is_coming = |page: u32| coming.contains(&page);
                 if let Err(error) = self.guests.service.handle_want(host, &want, now, &mut is_coming) {
                     self.session.fail(host, error.to_string(), now);
+                } else {
+                    self.guests.share_faults(host, &want, now);
                 }
                 None
             }

@@ -7,6 +7,7 @@ mod config;
 mod control;
 mod departures;
 mod encoders;
+mod go_first;
 mod guests;
 mod happenings;
 mod leavers;
@@ -160,7 +161,7 @@ impl Transfer {
             connections: Some(connections),
             happenings,
             queues: (0..hosts).map(|_| None).collect(),
-            guests: Guests::new(prepared, &config),
+            guests: Guests::new(prepared, &config, segments.iter().map(|segment| segment.expected_bytes).sum()),
             departures: Departures::default(),
             out,
             unicast_channel,
