@@ -181,15 +181,16 @@ def scatter(args, net, work, source, captured):
     hosts = range(1, args.hosts + 1)
     base = tempfile.mkdtemp(prefix="s", dir=work)
     if captured:
-        vm = {"image": f"{captured}/memory", "launch": {"kind": "qemu", "attachments": {"state": f"{captured}/state"}}}
+        vm = {"image": f"{captured}/memory", "launch": {"kind": "qemu", "attachments": {"state": f"{captured}/state"}} | ({"working_set": f"{captured}/ws"} if os.path.exists(f"{captured}/ws") else {})}
     else:
         vm = {"image": f"qmp:{source}/user.sock", "launch": {"kind": "qemu"}}
     vm |= {"name": "golden", "memory_mib": args.mib, "to": {"clones": args.clones}, "clones_per_host": -(-args.clones // args.hosts)}
+    os.makedirs(f"{base}/rec")
     listening = receivers(args, net, base, {"name": "ticker", "args": machine(args), "memory": args.memory}, [vm])
     before, start = net.sent(), time.monotonic()
     log = open(f"{base}/send.log", "w")
     sender = spawn(net.exec(0, binary, "clone", "--group", "plan.json", "--keys", "keys/src", "--interface", "e0", "--rate",
-                            f"{args.mbit * 96 // 100}M", "--report", "report.json"), cwd=base, stdout=log, stderr=log)
+                            f"{args.mbit * 96 // 100}M", "--report", "report.json", "--record", "rec"), cwd=base, stdout=log, stderr=log)
     directories = [f"{base}/c{n}/golden-h{n}-{k}" for n in hosts for k in range(1, args.clones // args.hosts + 1)]
 
     def alive():
@@ -206,6 +207,8 @@ def scatter(args, net, work, source, captured):
     for receiver in listening:
         end(receiver)
     clones, network = report["clones"], report["network"]
+    print([p for p in open(f"{base}/send.log").read().splitlines() if p.startswith(("page f","answers"))])
+    shutil.copy(f"{base}/rec/golden.working-set", f"{captured}/ws"); print("ws", os.stat(f"{captured}/ws").st_size)
     shutil.rmtree(base)
     return {"first_tick_s": first, "all_memory_s": total, "link_bytes": sent, "wire_bytes": network["wire_bytes"],
             "encoded_bytes": network["encoded_bytes"], "prepare_s": report["times"]["prepare_s"],

@@ -54,7 +54,9 @@ struct Running<'a> {
 impl Running<'_> {
     /// At once, by post-copy.
     fn private(mut self, state: &Arc<DeviceState>) -> Result<(), String> {
-        let options = EmitOptions { stall_within: STALL_WITHIN, ..EmitOptions::new(EmitMode::Postcopy) };
+        let preload = Arc::clone(&self.spec.working_set);
+        let options =
+            EmitOptions { stall_within: STALL_WITHIN, preload, ..EmitOptions::new(EmitMode::Postcopy) };
         let (image, state) = (Arc::clone(&self.spec.image), Arc::clone(state));
         let emitter =
             Emitter::start(&mut self.vm.qmp, image, state, options).map_err(|error| words(&error))?;

@@ -44,8 +44,9 @@ impl Emitter {
         let socket = open(qmp, &image, &outline, EmitMode::Postcopy)?;
         let switch = Arc::new(Switch { image: Arc::clone(&image), state: Mutex::new(None) });
         let awaited = Arc::clone(&switch);
+        let stall_within = options.stall_within;
         let script = move |driver: &mut Driver| driver.ahead(&outline, &awaited, &options);
-        let mut emitter = Self::run(socket, qmp.path(), script, image, options)?;
+        let mut emitter = Self::run(socket, qmp.path(), script, image, stall_within)?;
         emitter.switch = Some(switch);
         Ok(emitter)
     }

@@ -24,7 +24,7 @@ const POLL_MS: u16 = 50;
 /// How often page faults are told to whoever looks at the progress.
 const TELL_EVERY: Duration = Duration::from_millis(100);
 /// A guest that has asked for nothing for so long has what it needs to go on.
-const QUIET_MS: u16 = 3;
+const QUIET_MS: u16 = 30;
 /// Most bytes of answers that are held: a bitmap and what is around it.
 const INPUT_BYTES_MAX: usize = 33 << 20;
 

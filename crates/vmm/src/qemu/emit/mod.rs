@@ -46,13 +46,13 @@ pub enum EmitMode {
 }
 
 /// How to emit.
-#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct EmitOptions {
     /// When the VM starts.
     pub mode: EmitMode,
-    /// Post-copy: at most so many pages go before the VM starts, of those at hand. They cost time before it starts,
-    /// and save faults afterwards.
-    pub preload_pages: u32,
+    /// Post-copy: those of these pages that are at hand go before the VM starts, in this order. They cost time before it
+    /// starts, and save faults afterwards.
+    pub preload: Arc<[u32]>,
     /// Post-copy: pages that the guest does not ask for wait until it has fallen quiet, or so long at most. They would take
     /// the CPU from it while it faults its working set in. Zero: they do not wait.
     pub hold_back: Duration,
@@ -61,13 +61,13 @@ pub struct EmitOptions {
 }
 
 impl EmitOptions {
-    /// In this mode, nothing preloaded, the rest held back for half a second at most, at most a minute without progress.
+    /// In this mode, nothing preloaded, the rest held back for a second at most, at most a minute without progress.
     #[must_use]
     pub fn new(mode: EmitMode) -> Self {
         Self {
             mode,
-            preload_pages: 0,
-            hold_back: Duration::from_millis(500),
+            preload: Arc::default(),
+            hold_back: Duration::from_secs(1),
             stall_within: Duration::from_secs(60),
         }
     }
@@ -166,16 +166,12 @@ impl Emitter {
         options: EmitOptions,
     ) -> Result<Self, QemuError> {
         let ours = open(qmp, &image, &state, options.mode)?;
-        Self::run(
-            ours,
-            qmp.path(),
-            move |driver| match options.mode {
-                EmitMode::Precopy => driver.precopy(&state),
-                EmitMode::Postcopy => driver.postcopy(&state, &options),
-            },
-            image,
-            options,
-        )
+        let stall_within = options.stall_within;
+        let script = move |driver: &mut Driver| match options.mode {
+            EmitMode::Precopy => driver.precopy(&state),
+            EmitMode::Postcopy => driver.postcopy(&state, &options),
+        };
+        Self::run(ours, qmp.path(), script, image, stall_within)
     }
 
     /// Goes on with a VM in post-copy whose link broke, here or in another process: QEMU tells which pages it has.
@@ -208,7 +204,7 @@ impl Emitter {
             std::thread::sleep(Duration::from_millis(10));
         }
         let ours = UnixStream::connect(&path).map_err(QemuError::io("connect to", &path))?;
-        Self::run(ours, qmp.path(), move |driver| driver.recover(&state), image, options)
+        Self::run(ours, qmp.path(), move |driver| driver.recover(&state), image, options.stall_within)
     }
 
     fn run(
@@ -216,11 +212,11 @@ impl Emitter {
         path: &Path,
         script: impl FnOnce(&mut Driver) -> Result<(), QemuError> + Send + 'static,
         image: Arc<LazyImage>,
-        options: EmitOptions,
+        stall_within: Duration,
     ) -> Result<Self, QemuError> {
         let progress = Arc::new(EmitProgress::default());
         let handle = socket.try_clone().map_err(QemuError::io("duplicate a socket for", path))?;
-        let mut driver = Driver::new(socket, path, &image, Arc::clone(&progress), options.stall_within)?;
+        let mut driver = Driver::new(socket, path, &image, Arc::clone(&progress), stall_within)?;
         let thread = std::thread::Builder::new()
             .name("qemu-emitter".to_owned())
             .spawn(move || {

@@ -207,23 +207,32 @@ impl PageQueue {
             self.write_unit(out, page, false);
             looked += 1;
         }
+        self.end_part(out, begin, empty);
+    }
+
+    /// Appends records of those of these pages that are here, whole units, before QEMU waits for any; never the last unit of all, so
+    /// that one is left to be discarded.
+    pub(super) fn write_first(&mut self, out: &mut Vec<u8>, pages: &[u32]) {
+        let largest = self.blocks.iter().map(|block| block.page_size / PAGE_BYTES).max().unwrap_or(1);
+        let begin = out.len();
+        self.writer.part(out);
+        let empty = out.len();
+        for page in pages {
+            if self.left <= 2 * largest {
+                break;
+            }
+            self.write_unit(out, *page, false);
+        }
+        self.end_part(out, begin, empty);
+    }
+
+    /// Closes a section that begins at `begin` and has records from `empty` on, or takes it back if it has none.
+    fn end_part(&mut self, out: &mut Vec<u8>, begin: usize, empty: usize) {
         if out.len() == empty {
             out.truncate(begin);
         } else {
             self.writer.close(out);
         }
-    }
-
-    /// As [`write`](Self::write), whole units, about so many pages; never the last unit of all, so that one is left to be
-    /// discarded. How many pages it was.
-    pub(super) fn write_some(&mut self, out: &mut Vec<u8>, pages: u32) -> u32 {
-        let largest = self.blocks.iter().map(|block| block.page_size / PAGE_BYTES).max().unwrap_or(1);
-        let before = self.left;
-        while before - self.left < pages.into() && self.left > 2 * largest && self.has_work() {
-            let len = out.len();
-            self.write(out, len + 64, true);
-        }
-        u32::try_from(before - self.left).expect("pages of an image")
     }
 
     fn next_ready(&mut self) -> Option<u32> {

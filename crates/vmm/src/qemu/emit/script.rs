@@ -12,7 +12,7 @@ use super::pages::PageQueue;
 /// Ranges in one command.
 const RANGES_MAX: usize = 2000;
 /// Pages that are preloaded at once.
-const PRELOAD_STEP: u32 = 64;
+const PRELOAD_STEP: usize = 64;
 
 impl Driver {
     /// Everything before the VM starts.
@@ -39,7 +39,7 @@ impl Driver {
     /// The VM first, its pages as it needs them.
     pub(super) fn postcopy(&mut self, state: &DeviceState, options: &EmitOptions) -> Result<(), QemuError> {
         self.advise(state);
-        self.preload(options.preload_pages)?;
+        self.preload(&options.preload)?;
         self.switch_over(state, options)
     }
 
@@ -99,17 +99,12 @@ impl Driver {
         self.hear_news();
     }
 
-    /// At most so many pages of those at hand; at least one stays for the discard.
-    fn preload(&mut self, pages: u32) -> Result<(), QemuError> {
-        let mut left = pages;
-        while left > 0 {
+    /// Those of these pages that are at hand; at least one page stays for the discard.
+    fn preload(&mut self, pages: &[u32]) -> Result<(), QemuError> {
+        for pages in pages.chunks(PRELOAD_STEP) {
             let queue = self.queue.as_mut().expect("made at the beginning");
-            let sent = queue.write_some(&mut self.out, left.min(PRELOAD_STEP));
+            queue.write_first(&mut self.out, pages);
             self.flush()?;
-            if sent == 0 {
-                break;
-            }
-            left = left.saturating_sub(sent);
         }
         Ok(())
     }
