@@ -175,22 +175,22 @@ def receivers(args, net, base, machine, vms):
     return listening
 
 
-def scatter(args, net, work, source, captured):
-    """By scatter: from a captured image, or from the running source."""
+def scatter(args, net, work, source, captured, rehearsed):
+    """By scatter: from a captured image, with what a rehearsal touched first or without, or from the running source."""
     binary = os.path.abspath(args.scatter)
     hosts = range(1, args.hosts + 1)
     base = tempfile.mkdtemp(prefix="s", dir=work)
     if captured:
-        vm = {"image": f"{captured}/memory", "launch": {"kind": "qemu", "attachments": {"state": f"{captured}/state"}} | ({"working_set": f"{captured}/ws"} if os.path.exists(f"{captured}/ws") else {})}
+        launch = {"kind": "qemu", "attachments": {"state": f"{captured}/state"}}
+        vm = {"image": f"{captured}/memory", "launch": launch | ({"working_set": f"{captured}/working-set"} if rehearsed else {})}
     else:
         vm = {"image": f"qmp:{source}/user.sock", "launch": {"kind": "qemu"}}
     vm |= {"name": "golden", "memory_mib": args.mib, "to": {"clones": args.clones}, "clones_per_host": -(-args.clones // args.hosts)}
-    os.makedirs(f"{base}/rec")
     listening = receivers(args, net, base, {"name": "ticker", "args": machine(args), "memory": args.memory}, [vm])
     before, start = net.sent(), time.monotonic()
     log = open(f"{base}/send.log", "w")
     sender = spawn(net.exec(0, binary, "clone", "--group", "plan.json", "--keys", "keys/src", "--interface", "e0", "--rate",
-                            f"{args.mbit * 96 // 100}M", "--report", "report.json", "--record", "rec"), cwd=base, stdout=log, stderr=log)
+                            f"{args.mbit * 96 // 100}M", "--report", "report.json"), cwd=base, stdout=log, stderr=log)
     directories = [f"{base}/c{n}/golden-h{n}-{k}" for n in hosts for k in range(1, args.clones // args.hosts + 1)]
 
     def alive():
@@ -207,12 +207,11 @@ def scatter(args, net, work, source, captured):
     for receiver in listening:
         end(receiver)
     clones, network = report["clones"], report["network"]
-    print([p for p in open(f"{base}/send.log").read().splitlines() if p.startswith(("page f","answers"))])
-    shutil.copy(f"{base}/rec/golden.working-set", f"{captured}/ws"); print("ws", os.stat(f"{captured}/ws").st_size)
     shutil.rmtree(base)
     return {"first_tick_s": first, "all_memory_s": total, "link_bytes": sent, "wire_bytes": network["wire_bytes"],
             "encoded_bytes": network["encoded_bytes"], "prepare_s": report["times"]["prepare_s"],
             "first_instruction_last_s": clones["first_instruction_last_s"], "pages_answered": clones["pages_answered"],
+            "faults": {of: clones[f"faults_{of}"] for of in ("here", "block", "sender")},
             "captures": report.get("captures", []), "encoding": report["settings"]["encoding"], "how": clones["clones"][0]["how"]}
 
 
@@ -266,7 +265,7 @@ def main():
     parser.add_argument("--mbit", type=int, default=1000, help="rate of each link")
     parser.add_argument("--memory", default="private", choices=["private", "shared"])
     parser.add_argument("--repeat", type=int, default=1)
-    parser.add_argument("--only", default="captured,running,default,multifd")
+    parser.add_argument("--only", default="rehearsed,captured,running,default,multifd")
     parser.add_argument("--out")
     args = parser.parse_args()
     net, work, result = Net(args.hosts, args.mbit), tempfile.mkdtemp(prefix="qb", dir="/dev/shm"), None
@@ -275,17 +274,21 @@ def main():
         qemu(net, 0, args, source)
         await_ticks([source], 5, time.monotonic())
         captured = f"{work}/g"
-        said = subprocess.run([args.scatter, "capture", "qemu", f"{source}/user.sock", captured], check=True, capture_output=True, text=True)
-        print(said.stderr.splitlines()[0])
+        with open(f"{work}/machine.json", "w") as file:
+            json.dump({"qemu": [{"name": "rehearsal", "args": machine(args)}]}, file)
+        said = subprocess.run([args.scatter, "capture", "qemu", f"{source}/user.sock", captured, "--rehearse", f"{work}/machine.json"],
+                              check=True, capture_output=True, text=True)
+        told = [said.stderr.splitlines()[0].split(" captured ", 1)[1], said.stdout.splitlines()[0].split(": ", 1)[1]]
+        print("captured", "; ".join(told))
         allocated = os.stat(f"{captured}/memory").st_blocks * 512
         result = {"guest": {"mib": args.mib, "work_mib": args.work, "not_zero_bytes": allocated, "state_bytes": os.stat(f"{captured}/state").st_size},
                   "clones": args.clones, "hosts": args.hosts, "mbit": args.mbit, "memory": args.memory, "command": " ".join(sys.argv),
-                  "kernel": platform.release(), "cpus": os.cpu_count(), "captured": said.stderr.splitlines()[0], "runs": []}
+                  "kernel": platform.release(), "cpus": os.cpu_count(), "captured": told[0], "rehearsal": told[1], "runs": []}
         for _ in range(args.repeat):
             for name in args.only.split(","):
                 load = os.getloadavg()[0]
-                if name in ("captured", "running"):
-                    run = scatter(args, net, work, source, captured if name == "captured" else None)
+                if name in ("rehearsed", "captured", "running"):
+                    run = scatter(args, net, work, source, None if name == "running" else captured, name == "rehearsed")
                     last = run["first_tick_s"][-1]
                     print(f"scatter, {name}: last of {args.clones} ticked after {last:.2f} s (first instruction of the last, as told to the "
                           f"sender: {run['first_instruction_last_s']:.2f} s), all memory after {run['all_memory_s']:.2f} s; link "

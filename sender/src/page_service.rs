@@ -3,7 +3,7 @@
 //! **A page goes to a host at most once on a connection**: the connection loses nothing, so a page asked for again is on
 //! its way, and a host that asks without end gets each page once. That bounds the queues, too.
 //!
-//! **Order.** Pages that a guest waits for come first, hosts in turn; then pages that guests will probably touch next;
+//! **Order.** Pages that a guest waits for come first, hosts in turn; then those that another host's guest of the same VM waited for; then pages that guests will probably touch next;
 //! bulk data after both (the driver sees to that).
 
 use pages::Bitmap;
@@ -41,6 +41,8 @@ pub struct PageStats {
     pub answered: u64,
     /// Sent ahead of faults.
     pub ahead: u64,
+    /// Sent to hosts since another host's clones of the same VM waited for them.
+    pub spread: u64,
     /// Asked for again while on their way, or after: not sent again.
     pub suppressed: u64,
     /// Pages that guests waited for and the group's next block, or one on its way, brought in place of an answer.
@@ -77,6 +79,7 @@ pub enum WantError {
 struct Host {
     vms: BTreeMap<u16, Asked>,
     urgent: VecDeque<(u16, u32)>,
+    spread: VecDeque<(u16, u32)>,
     ahead: VecDeque<(u16, u32)>,
 }
 
@@ -84,7 +87,7 @@ struct Host {
 struct Asked {
     /// Sent, or queued.
     taken: Bitmap,
-    /// In the queue of pages ahead. An entry there without its bit was sent as an answer meanwhile.
+    /// In one of the queues of pages that nobody here waits for. An entry there without its bit was sent as an answer meanwhile.
     ahead: Bitmap,
 }
 
@@ -172,7 +175,7 @@ impl PageService {
             let room = limits::WORKING_SET_MAX - pages.len().min(limits::WORKING_SET_MAX);
             pages.extend(want.pages.iter().filter(|page| seen.set(**page)).take(room));
         }
-        let Host { vms, urgent, ahead } = &mut self.hosts[host];
+        let Host { vms, urgent, ahead, .. } = &mut self.hosts[host];
         let asked = || Asked { taken: Bitmap::new(page_count), ahead: Bitmap::new(page_count) };
         let asked = vms.entry(vm).or_insert_with(asked);
         for page in &want.pages {
@@ -226,13 +229,13 @@ impl PageService {
             if !self.vms_of_host[host].contains(&want.vm) {
                 continue;
             }
-            let Host { vms, ahead, .. } = &mut self.hosts[host];
+            let Host { vms, spread, .. } = &mut self.hosts[host];
             let asked = || Asked { taken: Bitmap::new(page_count), ahead: Bitmap::new(page_count) };
             let asked = vms.entry(want.vm).or_insert_with(asked);
             for page in &want.pages {
                 if asked.taken.set(*page) {
                     asked.ahead.set(*page);
-                    ahead.push_back((want.vm, *page));
+                    spread.push_back((want.vm, *page));
                 }
             }
         }
@@ -241,8 +244,8 @@ impl PageService {
     /// Whether everything that was pushed to a host, or asked for ahead, has been handed out.
     #[must_use]
     pub fn is_idle(&self, host: usize) -> bool {
-        let Host { urgent, ahead, .. } = &self.hosts[host];
-        urgent.is_empty() && ahead.is_empty()
+        let Host { urgent, spread, ahead, .. } = &self.hosts[host];
+        urgent.is_empty() && spread.is_empty() && ahead.is_empty()
     }
 
     /// Whether a guest waits for an answer.
@@ -282,17 +285,19 @@ impl PageService {
             return Some(Answer { host, vm, pages, urgent: true });
         }
         for host in (0..count).map(turn) {
-            if self.hosts[host].ahead.is_empty() || !has_room(host) {
+            let Host { vms, spread, ahead, .. } = &mut self.hosts[host];
+            if spread.is_empty() && ahead.is_empty() || !has_room(host) {
                 continue;
             }
-            let Host { vms, ahead, .. } = &mut self.hosts[host];
             // Those without their bit were sent as answers meanwhile.
             let mut queued = |vm, page| vms.get_mut(&vm).is_some_and(|asked| asked.ahead.unset(page));
-            let (vm, pages) = take(ahead, AHEAD_PAGES, &mut queued);
-            if !pages.is_empty() {
-                self.next = (host + 1) % count;
-                self.stats.ahead += pages.len() as u64;
-                return Some(Answer { host, vm, pages, urgent: false });
+            for (queue, counter) in [(spread, &mut self.stats.spread), (ahead, &mut self.stats.ahead)] {
+                let (vm, pages) = take(queue, AHEAD_PAGES, &mut queued);
+                if !pages.is_empty() {
+                    self.next = (host + 1) % count;
+                    *counter += pages.len() as u64;
+                    return Some(Answer { host, vm, pages, urgent: false });
+                }
             }
         }
         None
@@ -320,99 +325,4 @@ fn take(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use wire::control::PageRange;
-
-    fn service() -> PageService {
-        PageService::new(vec![vec![0], vec![0, 1]], BTreeMap::from([(0, 100), (1, 10)]))
-    }
-
-    fn want(vm: u16, pages: &[u32], ahead: &[(u32, u32)]) -> Want {
-        let ahead = ahead.iter().map(|(first, count)| PageRange { first: *first, count: *count }).collect();
-        Want { vm, pages: pages.to_vec(), ahead }
-    }
-
-    /// Nothing comes by a group.
-    fn ask(service: &mut PageService, host: usize, want: &Want) -> Result<(), WantError> {
-        service.handle_want(host, want, Duration::ZERO, &mut |_| false)
-    }
-
-    fn all(service: &mut PageService) -> Vec<(usize, u16, Vec<u32>)> {
-        std::iter::from_fn(|| service.poll(&mut |_| true)).map(|a| (a.host, a.vm, a.pages)).collect()
-    }
-
-    #[test]
-    fn faults_come_before_pages_ahead_and_hosts_take_turns() {
-        let mut service = service();
-        ask(&mut service, 0, &want(0, &[5, 9], &[(6, 3)])).expect("has the VM");
-        ask(&mut service, 1, &want(1, &[], &[(0, 2)])).expect("has the VM");
-        ask(&mut service, 1, &want(1, &[1], &[])).expect("has the VM");
-        assert!(service.is_urgent());
-        let sent = all(&mut service);
-        let expected = [(0, 0, vec![5, 9]), (1, 1, vec![1]), (0, 0, vec![6, 7, 8]), (1, 1, vec![0])];
-        assert_eq!(sent, expected);
-        assert!(!service.is_urgent());
-    }
-
-    #[test]
-    fn a_page_is_sent_once_on_a_connection_however_often_it_is_asked_for() {
-        let mut service = service();
-        for _ in 0..1000 {
-            ask(&mut service, 0, &want(0, &[1, 1, 2], &[(0, 100)])).expect("has the VM");
-        }
-        let sent: usize = all(&mut service).iter().map(|(_, _, pages)| pages.len()).sum();
-        assert_eq!(sent, 100);
-        assert_eq!(service.stats().answered + service.stats().ahead, 100);
-        assert!(service.stats().suppressed > 100_000);
-        service.handle_connected(0);
-        ask(&mut service, 0, &want(0, &[1], &[])).expect("has the VM");
-        assert_eq!(all(&mut service), [(0, 0, vec![1])], "another connection");
-    }
-
-    #[test]
-    fn what_a_host_cannot_need_is_refused_and_nothing_of_it_is_queued() {
-        let mut service = service();
-        assert_eq!(ask(&mut service, 0, &want(1, &[0], &[])), Err(WantError::Vm { vm: 1 }));
-        assert_eq!(ask(&mut service, 0, &want(9, &[0], &[])), Err(WantError::Vm { vm: 9 }));
-        let beyond = WantError::Page { vm: 0, page: 100, page_count: 100 };
-        assert_eq!(ask(&mut service, 0, &want(0, &[1, 100], &[])), Err(beyond.clone()));
-        assert_eq!(ask(&mut service, 0, &want(0, &[1], &[(99, 2)])), Err(beyond));
-        let far = ask(&mut service, 0, &want(0, &[], &[(u32::MAX, u32::MAX)]));
-        assert!(matches!(far, Err(WantError::Page { .. })));
-        assert_eq!(all(&mut service), []);
-    }
-
-    #[test]
-    fn a_host_without_room_gets_answers_but_nothing_ahead() {
-        let mut service = service();
-        ask(&mut service, 0, &want(0, &[3], &[(10, 5)])).expect("has the VM");
-        assert_eq!(service.poll(&mut |_| false).map(|answer| answer.pages), Some(vec![3]));
-        assert_eq!(service.poll(&mut |_| false), None);
-        assert_eq!(service.poll(&mut |_| true).map(|answer| answer.pages.len()), Some(5));
-    }
-
-    #[test]
-    fn what_a_block_is_about_to_bring_is_answered_only_if_it_is_late() {
-        let mut service = service();
-        let now = Duration::from_secs(1);
-        for host in [0, 1] {
-            let mut is_coming = |page| page != 9;
-            service.handle_want(host, &want(0, &[7, 8, 9], &[]), now, &mut is_coming).expect("has the VM");
-        }
-        assert_eq!(all(&mut service), [(0, 0, vec![9]), (1, 0, vec![9])]);
-        let due = service.poll_timeout().expect("some are held");
-        service.handle_timeout(due - Duration::from_millis(1), &mut |_, _, _| panic!("too early"));
-        ask(&mut service, 0, &want(0, &[7], &[])).expect("has the VM");
-        assert_eq!(all(&mut service), [], "asked for again, it is on its way");
-        // Host 1 lost the block of page 8.
-        service.handle_timeout(due, &mut |host, _, page| (host, page) != (1, 8));
-        assert_eq!(all(&mut service), [(1, 0, vec![8])]);
-        assert_eq!((service.stats().shared, service.stats().late), (3, 1));
-        // A connection that is lost takes what is held with it.
-        service.handle_connected(0);
-        service.handle_want(0, &want(0, &[7], &[]), now, &mut |_| true).expect("has the VM");
-        service.handle_connected(0);
-        assert_eq!(service.poll_timeout(), None);
-    }
-}
+mod tests;

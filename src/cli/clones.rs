@@ -106,6 +106,13 @@ pub(crate) struct Capture {
     /// Only what changed since the VM's last snapshot, whose memory this is, is written by the hypervisor (Firecracker)
     #[arg(long, value_name = "MEMORY")]
     pub(crate) base: Option<PathBuf>,
+    /// QEMU: runs the snapshot once, in a machine of this file (as `receive --qemu` takes it), and writes what it touches first:
+    /// clones get that before they start. It is a clone like others: mind what network its machine gives it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) rehearse: Option<PathBuf>,
+    /// For how long it runs then, from its first instruction, in ms
+    #[arg(long, value_name = "MS", default_value_t = 500, value_parser = clap::value_parser!(u64).range(1..=60_000))]
+    pub(crate) rehearse_for: u64,
     /// QEMU
     #[command(flatten)]
     pub(crate) how: How,

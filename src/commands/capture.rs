@@ -8,15 +8,18 @@ use crate::{images, units};
 use anyhow::Context;
 use clap::ValueEnum;
 use planner::{Launch, Plan};
+use receiver::guests::Qemus;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use vmm::firecracker::SnapshotKind;
+use vmm::qemu::DeviceState;
 use vmm::{cloud_hypervisor, firecracker};
 
 /// Names of a snapshot's files: the image, and what a plan's VM needs to be started.
 pub(super) const MEMORY: &str = "memory";
 const LAUNCH: &str = "launch.json";
+const WORKING_SET: &str = "working-set";
 
 /// A snapshot: its memory is `memory` in the folder, and each attachment a file by its own name.
 struct Taken {
@@ -32,13 +35,18 @@ pub(crate) fn run(args: &Capture) -> Outcome {
     if args.base.is_some() && args.kind != CaptureKind::Firecracker {
         return Err(Failure::new(Exit::Usage, "--base: only Firecracker has snapshots of what changed"));
     }
+    if args.rehearse.is_some() && args.kind != CaptureKind::Qemu {
+        return Err(Failure::new(Exit::Usage, "--rehearse: only snapshots of QEMU are tried so"));
+    }
     let taken = take(args.kind, &args.socket, &dir, args.base.as_deref(), &args.how)?;
+    let working_set = args.rehearse.as_deref();
+    let working_set = working_set.map(|machines| rehearse(&dir, machines, args.rehearse_for)).transpose()?;
     let path = |name: &&str| ((*name).to_owned(), dir.join(name).display().to_string());
     let launch = Launch {
         kind: args.kind.name(),
         attachments: taken.attachments.iter().map(path).collect(),
         fingerprint: taken.fingerprint,
-        working_set: None,
+        working_set: working_set.map(|path| path.display().to_string()),
     };
     let text = serde_json::to_string_pretty(&launch).or_exit(Exit::Internal)?;
     super::write_file(&dir.join(LAUNCH), &text)?;
@@ -135,6 +143,29 @@ fn of_qemu(source: &Path, dir: &Path, how: &How) -> Outcome<Taken> {
         fingerprint: taken.state.offer(),
         downtime: Duration::from_secs_f64(taken.report.pause_s),
     })
+}
+
+/// Runs a snapshot of QEMU's once, and writes the pages that it touches first.
+fn rehearse(dir: &Path, machines: &Path, ms: u64) -> Outcome<PathBuf> {
+    let start = Instant::now();
+    let failed = |reason: String| Failure::new(Exit::System, format!("--rehearse: {reason}"));
+    let machines = super::launchers::machines(&[machines.to_owned()])?;
+    let own = tempfile::Builder::new().prefix(".rehearsal-").tempdir_in(dir).or_exit(Exit::Input)?;
+    let state = std::fs::read(dir.join(qemu_capture::STATE)).or_exit(Exit::Input)?;
+    let state = DeviceState::decode(&state).or_exit(Exit::Internal)?;
+    let qemus = Qemus::new(&machines, own.path()).map_err(failed)?;
+    let set = qemus.rehearse(&dir.join(MEMORY), state, Duration::from_millis(ms)).map_err(failed)?;
+    let path = dir.join(WORKING_SET);
+    std::fs::write(&path, set.to_bytes())
+        .with_context(|| format!("cannot write {}", path.display()))
+        .or_exit(Exit::Input)?;
+    println!(
+        "{}: the {} pages that a clone touches first, by a rehearsal that took {}",
+        path.display(),
+        set.pages().len(),
+        units::time(start.elapsed().as_secs_f64())
+    );
+    Ok(path)
 }
 
 fn of_firecracker(socket: &Path, dir: &Path, base: Option<&Path>) -> Outcome<Taken> {

@@ -36,7 +36,7 @@ struct Machines {
 }
 
 /// The machines of these files. Relative paths of disks start at the file that names them.
-fn machines(files: &[PathBuf]) -> Outcome<Vec<QemuMachine>> {
+pub(super) fn machines(files: &[PathBuf]) -> Outcome<Vec<QemuMachine>> {
     let mut machines = Vec::new();
     for path in files {
         let base = path.parent().unwrap_or(Path::new(""));

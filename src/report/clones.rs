@@ -33,6 +33,9 @@ pub(crate) struct ClonesReport {
     pub(crate) pages_answered: u64,
     /// Pages that it sent with them, ahead of faults.
     pub(crate) pages_ahead: u64,
+    /// Pages that it sent to hosts since another host's clones of the same VM waited for them.
+    #[serde(default)]
+    pub(crate) pages_spread: u64,
     /// Pages asked for while on their way, and not sent again.
     pub(crate) wants_suppressed: u64,
     /// Pages that guests waited for and a block for the whole group brought in place of an answer.
@@ -156,8 +159,9 @@ pub(super) fn text(out: &mut String, clones: &ClonesReport) {
     let p99 = clones.clones.iter().map(|clone| clone.waited_p99_us).max().unwrap_or(0);
     let _ = writeln!(
         out,
-        "answers: {} pages and {} ahead of faults, {}; {} pages by {} blocks sent next to all, {} of them late; the slowest clone's p99 of waits {}",
+        "answers: {} pages, {} to other hosts with the VM, and {} ahead of faults, {}; {} pages by {} blocks sent next to all, {} of them late; the slowest clone's p99 of waits {}",
         clones.pages_answered,
+        clones.pages_spread,
         clones.pages_ahead,
         bytes(clones.answer_bytes),
         clones.pages_shared + clones.pages_late,
@@ -213,9 +217,11 @@ pub(super) fn html(out: &mut String, clones: &ClonesReport) {
     }
     let _ = writeln!(
         out,
-        "</tbody></table><p class=\"note\">The sender sent {} pages because a guest waited for them and {} ahead of faults, {}. \
+        "</tbody></table><p class=\"note\">The sender sent {} pages because a guest waited for them, {} since another \
+         host's guest did, and {} ahead of faults, {}. \
          Times are until the sender knows.</p></section>",
         clones.pages_answered,
+        clones.pages_spread,
         clones.pages_ahead,
         bytes(clones.answer_bytes),
     );

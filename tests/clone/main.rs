@@ -32,7 +32,7 @@ fn clones_run_by_their_page_faults_long_before_their_memory_is_there() {
     // Guests fault faster than this rate can answer, and blocks come all the same: nothing is asked for ahead.
     assert_eq!(outcome.pages.ahead, 0, "blocks come: {:?}", outcome.pages);
     // Each page at most once to each of two hosts.
-    assert!(outcome.pages.answered + outcome.pages.ahead <= 2 * u64::from(PAGES));
+    assert!(outcome.pages.answered + outcome.pages.spread <= 2 * u64::from(PAGES));
     // Guests go on after the transfer: every one checks all of its memory, once.
     wait_until(PATIENCE, "all pages are checked", || world.checked_pages() >= 6 * u64::from(PAGES));
     assert_eq!(world.checked_pages(), 6 * u64::from(PAGES));

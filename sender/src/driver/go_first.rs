@@ -7,16 +7,14 @@ use crate::guests::CloneOutcome;
 use std::time::Duration;
 use wire::control::Want;
 
-/// Clones are waited for until they run for so long at most.
-const START_MAX: Duration = Duration::from_millis(400);
-/// They may fault for so long at most, from the start of the transfer. Receivers wait for the first block for longer.
-const FAULTS_MAX: Duration = Duration::from_secs(1);
+/// They go first for so long at most, from the start of the transfer. Receivers wait for the first block for longer.
+const FIRST_MAX: Duration = Duration::from_secs(1);
 /// When no clone has waited for a page for so long, they have what they need.
 const QUIET: Duration = Duration::from_millis(30);
 /// Answers may take this part of the bytes that are to be sent. Beyond, what clones touch is no small working set, and blocks bring it to all at once.
 const BUDGET_PART: u64 = 20;
 
-/// What it goes by.
+/// What it goes by. No clock here.
 #[derive(Default)]
 pub(super) struct GoFirst {
     budget_bytes: u64,
@@ -36,21 +34,23 @@ impl GoFirst {
     pub(super) fn note_accepted(&mut self, host: usize) {
         self.accepted[host] = true;
     }
+
+    /// Whether bulk data wait: clones are `starting`, or answers of `answered_bytes` so far did not give them all that they need.
+    fn judge(&mut self, starting: bool, answered_bytes: u64, now: Duration) -> bool {
+        let faults = |at| now < at + QUIET && answered_bytes < self.budget_bytes;
+        let first = starting || self.last_fault.is_some_and(faults);
+        self.over |= now >= FIRST_MAX || !first;
+        !self.over
+    }
 }
 
 impl Guests {
     /// Whether bulk data wait for clones.
     pub(super) fn go_first(&mut self, now: Duration) -> bool {
-        if self.go_first.over {
-            return false;
-        }
-        let waits = |clone: &CloneOutcome| clone.running.is_none() && clone.failed.is_none() && !clone.leaves;
-        let start = now < START_MAX && self.clones.all().iter().any(waits);
-        let fault = now < FAULTS_MAX
-            && self.go_first.last_fault.is_some_and(|at| now < at + QUIET)
-            && self.service.stats().bytes < self.go_first.budget_bytes;
-        self.go_first.over = !start && !fault;
-        !self.go_first.over
+        let starts =
+            |clone: &CloneOutcome| clone.running.is_none() && clone.failed.is_none() && !clone.leaves;
+        let starting = self.clones.all().iter().any(starts);
+        self.go_first.judge(starting, self.service.stats().bytes, now)
     }
 
     /// Clones wait for pages: while they go first, all other hosts that have clones of the VM get them, too.
@@ -62,5 +62,32 @@ impl Guests {
         self.go_first.last_fault = Some(now);
         let accepted = &self.go_first.accepted;
         self.service.share(from, want, &mut |host| accepted[host]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn bulk_data_wait_until_clones_run_and_have_fallen_quiet_and_never_again() {
+        let mut first = GoFirst::new(1, 1 << 20);
+        assert!(first.judge(true, 0, 300 * MS));
+        first.last_fault = Some(310 * MS);
+        assert!(first.judge(false, 0, 339 * MS), "it may fault again");
+        assert!(!first.judge(false, 0, 340 * MS));
+        first.last_fault = Some(341 * MS);
+        assert!(!first.judge(true, 0, 342 * MS), "once over, it is over");
+    }
+
+    #[test]
+    fn clones_that_fault_on_and_on_or_do_not_start_do_not_hold_up_the_rest() {
+        let with_faults = || GoFirst { last_fault: Some(500 * MS), ..GoFirst::new(1, 1 << 20) };
+        assert!(with_faults().judge(false, (1 << 20) / 20 - 1, 510 * MS));
+        assert!(!with_faults().judge(false, (1 << 20) / 20, 510 * MS), "that is no small working set");
+        assert!(GoFirst::new(1, 1 << 20).judge(true, 1 << 20, 999 * MS), "none runs yet");
+        assert!(!GoFirst::new(1, 1 << 20).judge(true, 0, 1000 * MS));
     }
 }

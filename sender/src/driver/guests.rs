@@ -1,8 +1,8 @@
 //! Guests at the hosts: their attachments go out before all else, their page faults are answered first.
 
+use super::go_first::GoFirst;
 use super::{Transfer, TransferConfig};
 use crate::encode::encode_pages;
-use super::go_first::GoFirst;
 use crate::guests::{Clones, Packed};
 use crate::page_service::PageService;
 use crate::prepare::Prepared;

@@ -161,7 +161,11 @@ impl Transfer {
             connections: Some(connections),
             happenings,
             queues: (0..hosts).map(|_| None).collect(),
-            guests: Guests::new(prepared, &config, segments.iter().map(|segment| segment.expected_bytes).sum()),
+            guests: Guests::new(
+                prepared,
+                &config,
+                segments.iter().map(|segment| segment.expected_bytes).sum(),
+            ),
             departures: Departures::default(),
             out,
             unicast_channel,

@@ -171,6 +171,7 @@ pub(super) fn report(plan: &Plan, outcome: &driver::Outcome, prepare: Duration) 
         network_fault_ratio: (here + network > 0).then(|| float(network) / float(here + network)),
         pages_answered: outcome.pages.answered,
         pages_ahead: outcome.pages.ahead,
+        pages_spread: outcome.pages.spread,
         wants_suppressed: outcome.pages.suppressed,
         pages_shared: outcome.pages.shared,
         pages_late: outcome.pages.late,

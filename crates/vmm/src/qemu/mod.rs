@@ -7,6 +7,7 @@
 //!
 //! - [`capture`] takes a VM four ways, and chooses the best one that the VM allows ([`Way`]).
 //! - [`Emitter`] acts as the source of a migration towards a waiting QEMU, with pages from a [`crate::lazy::LazyImage`].
+//! - [`rehearse`] finds out what a clone will touch first.
 //! - [`Launch`] starts that QEMU; [`Qmp`] talks to it; [`Fingerprint`] says beforehand whether it can take the VM.
 //! - [`libvirt`] reads and writes what `virsh save` and `virsh restore` do.
 //! - [`stream`] is the migration stream itself.
@@ -21,6 +22,7 @@ mod keeper;
 pub mod launch;
 pub mod libvirt;
 mod qmp;
+mod rehearse;
 mod state;
 pub mod stream;
 
@@ -30,4 +32,5 @@ pub use error::QemuError;
 pub use keeper::Keeper;
 pub use launch::{Identity, Launch, Vm};
 pub use qmp::{Qmp, QmpError, QmpEvent};
+pub use rehearse::rehearse;
 pub use state::{DeviceState, Fingerprint, Mismatch, RamBlockRow, StateError};

@@ -43,7 +43,7 @@ fn a_clone_runs_by_precopy_and_by_postcopy() {
         let preload = (0..image.page_count().min(preload_pages)).rev().chain([0, 1]).collect();
         let options = EmitOptions { preload, ..EmitOptions::new(mode) };
         let emitter =
-            Emitter::start(&mut clone.qmp, Arc::clone(&image), Arc::clone(&state), options).unwrap();
+            Emitter::start(&mut clone.qmp, Arc::clone(&image), Arc::clone(&state), options.clone()).unwrap();
         wait_for_ticks(&mut clone, 1, TICK_WITHIN);
         let first_tick = start.elapsed();
         let report = emitter.wait().unwrap();
@@ -71,7 +71,9 @@ fn four_clones_run_while_their_memory_comes_in() {
     let options = EmitOptions::new(EmitMode::Postcopy);
     let emitters: Vec<Emitter> = clones
         .iter_mut()
-        .map(|clone| Emitter::start(&mut clone.qmp, Arc::clone(&image), Arc::clone(&state), options).unwrap())
+        .map(|clone| {
+            Emitter::start(&mut clone.qmp, Arc::clone(&image), Arc::clone(&state), options.clone()).unwrap()
+        })
         .collect();
     for clone in &mut clones {
         wait_for_ticks(clone, 1, TICK_WITHIN);
@@ -102,7 +104,8 @@ fn a_cut_link_is_recovered_by_another_emitter() {
     fill(&image, &captured, 0..8000);
     let mut clone = waiting(&machine, dir.path(), "clone");
     let options = EmitOptions::new(EmitMode::Postcopy);
-    let emitter = Emitter::start(&mut clone.qmp, Arc::clone(&image), Arc::clone(&state), options).unwrap();
+    let emitter =
+        Emitter::start(&mut clone.qmp, Arc::clone(&image), Arc::clone(&state), options.clone()).unwrap();
     let deadline = Instant::now() + TICK_WITHIN;
     let sent_pages = || emitter.progress().sent.load(std::sync::atomic::Ordering::Relaxed);
     while sent_pages() < 7000 {
@@ -113,7 +116,8 @@ fn a_cut_link_is_recovered_by_another_emitter() {
     let before = ticks(&clone).len();
     // Another process would come with nothing but image and state.
     fill(&image, &captured, 8000..16_000);
-    let emitter = Emitter::recover(&mut clone.qmp, Arc::clone(&image), Arc::clone(&state), options).unwrap();
+    let emitter =
+        Emitter::recover(&mut clone.qmp, Arc::clone(&image), Arc::clone(&state), options.clone()).unwrap();
     let feeder = feed(&image, &captured);
     let report = emitter.wait().unwrap();
     feeder.join().unwrap();
@@ -137,7 +141,8 @@ fn pages_that_will_not_come_end_the_emitter_and_the_vm_can_still_be_saved() {
     let image = empty_image(&state);
     let mut clone = waiting(&machine, dir.path(), "clone");
     let options = EmitOptions::new(EmitMode::Postcopy);
-    let emitter = Emitter::start(&mut clone.qmp, Arc::clone(&image), Arc::clone(&state), options).unwrap();
+    let emitter =
+        Emitter::start(&mut clone.qmp, Arc::clone(&image), Arc::clone(&state), options.clone()).unwrap();
     // What it wants it gets, until it runs.
     let deadline = Instant::now() + TICK_WITHIN;
     while !emitter.progress().started.load(std::sync::atomic::Ordering::Relaxed) {
@@ -152,7 +157,7 @@ fn pages_that_will_not_come_end_the_emitter_and_the_vm_can_still_be_saved() {
     assert!(matches!(&error, QemuError::SourceLost { reason } if reason == "the sender is gone"), "{error}");
     // With the memory from elsewhere it goes on.
     let image = complete_image(&captured);
-    Emitter::recover(&mut clone.qmp, image, state, options).unwrap().wait().unwrap();
+    Emitter::recover(&mut clone.qmp, image, state, options.clone()).unwrap().wait().unwrap();
     settled(&mut clone);
     ticks_on(&mut clone);
     clone.quit();
@@ -200,8 +205,8 @@ fn a_machine_of_another_kind_is_refused_before_anything_is_sent() {
         other.args.extend(args.iter().map(|arg| (*arg).to_owned()));
         let mut clone = waiting(&other, dir.path(), "other");
         let options = EmitOptions::new(EmitMode::Postcopy);
-        let error =
-            Emitter::start(&mut clone.qmp, Arc::clone(&image), Arc::clone(&state), options).unwrap_err();
+        let error = Emitter::start(&mut clone.qmp, Arc::clone(&image), Arc::clone(&state), options.clone())
+            .unwrap_err();
         assert!(error.to_string().contains(expected), "{error}");
         let status = clone.qmp.execute("query-status", serde_json::Value::Null).unwrap();
         assert_eq!(status["status"], "inmigrate", "it still waits");
@@ -255,7 +260,8 @@ fn a_larger_machine_with_disk_and_card_is_cloned() {
     let mut clone =
         machine.wait_for_vm(with_disk("clone", &frozen, "qcow2"), &dir.path().join("clone")).unwrap();
     let options = EmitOptions::new(EmitMode::Postcopy);
-    let emitter = Emitter::start(&mut clone.qmp, lazy.into(), sent(&captured.state), options).unwrap();
+    let emitter =
+        Emitter::start(&mut clone.qmp, lazy.into(), sent(&captured.state), options.clone()).unwrap();
     wait_for_ticks(&mut clone, 1, TICK_WITHIN);
     println!("{:?}", emitter.wait().unwrap());
     settled(&mut clone);

@@ -41,8 +41,12 @@ fn a_vm_moves_in_hybrid_mode_and_runs_at_one_place_only() {
                 let said = std::fs::read_to_string(source_dir.join("serial")).unwrap();
                 last = said.lines().filter(|line| line.starts_with("TICK")).count();
                 let options = EmitOptions::new(EmitMode::Postcopy);
-                emitter =
-                    Some(Emitter::start(&mut target.qmp, Arc::clone(image), Arc::clone(state), options)?);
+                emitter = Some(Emitter::start(
+                    &mut target.qmp,
+                    Arc::clone(image),
+                    Arc::clone(state),
+                    options.clone(),
+                )?);
                 Ok::<_, QemuError>(())
             };
             let _ = scope;
@@ -146,7 +150,7 @@ fn a_departing_vm_can_go_on_until_it_has_settled_and_its_pages_are_told_apart_by
     }
     let mut target = machine.wait_for_vm(identity("target"), &dir.path().join("target")).unwrap();
     let options = EmitOptions::new(EmitMode::Postcopy);
-    Emitter::start(&mut target.qmp, image, sent(&state), options).unwrap().wait().unwrap();
+    Emitter::start(&mut target.qmp, image, sent(&state), options.clone()).unwrap().wait().unwrap();
     settled(&mut target);
     ticks_on(&mut target);
     let first = usize::try_from(ticks(&target)[0]).unwrap();

@@ -91,7 +91,8 @@ fn saved_images_are_read_and_written_so_that_they_can_be_restored() {
             let mut vm = machine.wait_for_vm(identity("emitted"), &dir.path().join("emitted")).unwrap();
             let options = EmitOptions::new(EmitMode::Postcopy);
             let emitter =
-                Emitter::start(&mut vm.qmp, lazy.into(), crate::support::sent(&second), options).unwrap();
+                Emitter::start(&mut vm.qmp, lazy.into(), crate::support::sent(&second), options.clone())
+                    .unwrap();
             emitter.wait().unwrap();
             settled(&mut vm);
             ticks_on(&mut vm);

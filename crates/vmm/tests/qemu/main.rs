@@ -10,4 +10,5 @@ mod emit;
 mod evacuate;
 mod launch;
 mod libvirt;
+mod rehearse;
 mod support;

@@ -8,6 +8,7 @@
 
 mod machine;
 mod moving;
+mod rehearse;
 mod run;
 
 pub use machine::{BaseDisk, MemoryKind, QemuMachine};

@@ -1,9 +1,9 @@
 //! The socket: one thread that waits for QEMU and for pages at once.
 
 use super::super::error::QemuError;
-use super::super::stream::{ReturnMessage, StreamError, received_bitmap};
+use super::super::stream::StreamError;
 use super::pages::PageQueue;
-use super::{EmitProgress, EmitReport, percentile};
+use super::{EmitOptions, EmitProgress, EmitReport, percentile};
 use crate::lazy::{LazyImage, News};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::io::{self, Read, Write};
@@ -46,27 +46,29 @@ pub(super) struct Driver {
     socket: UnixStream,
     path: PathBuf,
     news: News,
-    progress: Arc<EmitProgress>,
+    pub(super) progress: Arc<EmitProgress>,
     stall_within: Duration,
     pub(super) out: Vec<u8>,
     /// Bytes of `out` that are written.
     written: usize,
-    input: Vec<u8>,
+    pub(super) input: Vec<u8>,
     pub(super) queue: Option<PageQueue>,
     /// The block of the last request that named one.
-    named: Option<String>,
+    pub(super) named: Option<String>,
     /// The block whose bitmap comes next.
-    bitmap_of: Option<usize>,
+    pub(super) bitmap_of: Option<usize>,
     pub(super) heard: Heard,
     start: Instant,
     moved: Instant,
-    requests: u64,
-    waited: u64,
+    pub(super) requests: u64,
+    pub(super) waited: u64,
     started_after: Duration,
     hold_back: Duration,
     holds_back: bool,
+    /// Pages that nobody asks for never go.
+    on_demand: bool,
     /// When the guest last asked for a page.
-    asked: Instant,
+    pub(super) asked: Instant,
     /// Pages were looked at and none had to go, but there are more to look at.
     looks_on: bool,
     /// When its faults were last told.
@@ -105,6 +107,7 @@ impl Driver {
             started_after: Duration::ZERO,
             hold_back: Duration::ZERO,
             holds_back: false,
+            on_demand: false,
             asked: now,
             told: now,
             looks_on: false,
@@ -174,7 +177,7 @@ impl Driver {
                 self.out.clear();
                 self.written = 0;
                 let queue = self.queue.as_mut().expect("scripts make it first");
-                let background = !self.holds_back;
+                let background = !self.holds_back && !self.on_demand;
                 queue.write(&mut self.out, BATCH_BYTES, background);
                 let counts = queue.counts;
                 self.progress.sent.store(counts.pages + counts.zero_pages + counts.left_out, Relaxed);
@@ -214,6 +217,13 @@ impl Driver {
         Ok(())
     }
 
+    /// At its end: what was asked for.
+    pub(super) fn tell_touched(&mut self) {
+        if let Some(queue) = &mut self.queue {
+            self.progress.set_touched(std::mem::take(&mut queue.touched));
+        }
+    }
+
     fn tell_faults(&mut self) {
         if self.told.elapsed() >= TELL_EVERY {
             self.told = Instant::now();
@@ -231,10 +241,11 @@ impl Driver {
         }
     }
 
-    /// Pages that nobody asks for wait until the guest falls quiet, or so long at most.
-    pub(super) fn hold_back(&mut self, at_most: Duration) {
-        self.hold_back = at_most;
-        self.holds_back = !at_most.is_zero();
+    /// Pages that nobody asks for wait until the guest falls quiet, or for ever.
+    pub(super) fn hold_back(&mut self, options: &EmitOptions) {
+        self.hold_back = options.hold_back;
+        self.holds_back = !options.hold_back.is_zero();
+        self.on_demand = !options.background;
     }
 
     /// Waits until `heard` says so.
@@ -326,61 +337,6 @@ impl Driver {
         }
         if self.heard.end && self.heard.shut.is_none() && self.written < self.out.len() {
             return Err(self.broken("QEMU closed it"));
-        }
-        Ok(())
-    }
-
-    /// Takes whole messages off the input.
-    fn hear(&mut self) -> Result<(), QemuError> {
-        let mut used = 0;
-        loop {
-            let rest = &self.input[used..];
-            if let Some(block) = self.bitmap_of {
-                let queue = self.queue.as_mut().expect("scripts make it first");
-                let pages = u64::from(queue.blocks()[block].pages());
-                let Some((bitmap, len)) = received_bitmap(rest, pages)? else { break };
-                queue.has(block, &bitmap);
-                self.bitmap_of = None;
-                self.heard.bitmaps += 1;
-                used += len;
-                continue;
-            }
-            let Some((message, len)) = ReturnMessage::decode(rest)? else { break };
-            used += len;
-            self.message(message)?;
-        }
-        self.input.drain(..used);
-        Ok(())
-    }
-
-    fn message(&mut self, message: ReturnMessage) -> Result<(), QemuError> {
-        match message {
-            ReturnMessage::Shut(value) => self.heard.shut = Some(value),
-            // It stands in the package behind the devices: they are loaded, and RUN is next.
-            ReturnMessage::Pong(PING_LOADED) => self.started(),
-            ReturnMessage::Pong(_) => {}
-            ReturnMessage::ResumeAck(value) => self.heard.resume_ack = Some(value),
-            ReturnMessage::SwitchoverAck => {}
-            ReturnMessage::ReceivedBitmap(block) => {
-                let queue = self.queue.as_ref().expect("scripts make it first");
-                let known = queue.blocks().iter().position(|known| known.id == block);
-                self.bitmap_of =
-                    Some(known.ok_or(StreamError::Block { id: block, what: "is not of this VM" })?);
-            }
-            ReturnMessage::RequestPages { start, len, block } => {
-                if block.is_some() {
-                    self.named = block;
-                }
-                let damaged = StreamError::Damaged { what: "request for pages", at: start };
-                let block = self.named.as_deref().ok_or(damaged.clone())?;
-                let queue = self.queue.as_mut().expect("scripts make it first");
-                let counts = queue.request(block, start, len.into(), Instant::now());
-                let (asked, waited) = counts.ok_or(damaged)?;
-                self.requests += asked;
-                self.asked = Instant::now();
-                self.waited += waited;
-                self.progress.requests.store(self.requests, Relaxed);
-            }
         }
         Ok(())
     }

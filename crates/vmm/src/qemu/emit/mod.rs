@@ -1,7 +1,7 @@
 //! Being the source of a migration towards a local QEMU that waits, with pages from a [`LazyImage`].
 //!
 //! ```text
-//! prefix · ADVISE · RAM START · [pages at hand] · DISCARD of all others · PACKAGED { LISTEN · devices · PING · RUN }
+//! prefix · ADVISE · RAM START · DISCARD of all · [pages at hand] · PACKAGED { LISTEN · devices · PING · RUN }
 //!        · pages: asked for by the guest's faults first, then as they come · END · EOF      ◀── REQ_PAGES … SHUT
 //! ```
 //!
@@ -11,6 +11,7 @@
 //! so they are zero when post-copy ends.
 
 mod ahead;
+mod answers;
 mod drive;
 mod pages;
 mod script;
@@ -56,6 +57,8 @@ pub struct EmitOptions {
     /// Post-copy: pages that the guest does not ask for wait until it has fallen quiet, or so long at most. They would take
     /// the CPU from it while it faults its working set in. Zero: they do not wait.
     pub hold_back: Duration,
+    /// Pages that the guest does not ask for go at all. Without them post-copy comes to no end before the guest has touched all of its memory.
+    pub background: bool,
     /// After so long without any progress the emitter gives up.
     pub stall_within: Duration,
 }
@@ -68,6 +71,7 @@ impl EmitOptions {
             mode,
             preload: Arc::default(),
             hold_back: Duration::from_secs(1),
+            background: true,
             stall_within: Duration::from_secs(60),
         }
     }
@@ -125,6 +129,7 @@ pub struct EmitProgress {
     /// ends; one that breaks afterwards can be recovered.
     pub started: AtomicBool,
     faults: Mutex<EmitFaults>,
+    touched: Mutex<Vec<u32>>,
     stop: AtomicBool,
 }
 
@@ -133,6 +138,16 @@ impl EmitProgress {
     #[must_use]
     pub fn faults(&self) -> EmitFaults {
         self.faults.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Pages that the guest asked for, in this order, none twice; once the emitter has ended.
+    #[must_use]
+    pub fn touched(&self) -> Vec<u32> {
+        self.touched.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_touched(&self, pages: Vec<u32>) {
+        *self.touched.lock().unwrap_or_else(PoisonError::into_inner) = pages;
     }
 
     fn set_faults(&self, faults: &EmitFaults) {
@@ -220,8 +235,9 @@ impl Emitter {
         let thread = std::thread::Builder::new()
             .name("qemu-emitter".to_owned())
             .spawn(move || {
-                script(&mut driver)?;
-                Ok(driver.report())
+                let outcome = script(&mut driver);
+                driver.tell_touched();
+                outcome.map(|()| driver.report())
             })
             .map_err(QemuError::io("start a thread for", path))?;
         Ok(Self { thread: Some(thread), progress, socket: handle, switch: None })

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 /// Latencies that are kept for the report.
 const LATENCIES_MAX: usize = 1 << 16;
+/// Pages asked for that are kept.
+const TOUCHED_MAX: usize = 1 << 20;
 /// Pages that nobody waits for which are looked at in one go.
 const LOOK_MAX: u32 = 8192;
 const ZEROS: [u8; 4096] = [0; 4096];
@@ -48,6 +50,8 @@ pub(super) struct PageQueue {
     /// When a page that QEMU waits for was asked for, and whether it was here then. QEMU asks for a page once, so at most one
     /// entry a page.
     asked: HashMap<u32, (Instant, bool)>,
+    /// Pages that were asked for, in this order, as many as a working set may have.
+    pub(super) touched: Vec<u32>,
     /// From request to answer, in µs.
     pub(super) latencies_us: Vec<u32>,
     /// Requests by what they waited for.
@@ -70,6 +74,7 @@ impl PageQueue {
             blocks: blocks.to_vec(),
             counts: Counts::default(),
             asked: HashMap::new(),
+            touched: Vec::new(),
             latencies_us: Vec::new(),
             faults: EmitFaults::default(),
         }
@@ -171,6 +176,9 @@ impl PageQueue {
                 continue;
             }
             asked += 1;
+            if self.touched.len() < TOUCHED_MAX {
+                self.touched.push(page);
+            }
             let demand = self.image.demand(page);
             self.asked.entry(page).or_insert((now, demand == Demand::Here));
             match demand {
@@ -210,17 +218,12 @@ impl PageQueue {
         self.end_part(out, begin, empty);
     }
 
-    /// Appends records of those of these pages that are here, whole units, before QEMU waits for any; never the last unit of all, so
-    /// that one is left to be discarded.
+    /// Appends records of those of these pages that are here, whole units, before QEMU waits for any.
     pub(super) fn write_first(&mut self, out: &mut Vec<u8>, pages: &[u32]) {
-        let largest = self.blocks.iter().map(|block| block.page_size / PAGE_BYTES).max().unwrap_or(1);
         let begin = out.len();
         self.writer.part(out);
         let empty = out.len();
         for page in pages {
-            if self.left <= 2 * largest {
-                break;
-            }
             self.write_unit(out, *page, false);
         }
         self.end_part(out, begin, empty);

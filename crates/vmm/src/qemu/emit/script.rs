@@ -39,8 +39,10 @@ impl Driver {
     /// The VM first, its pages as it needs them.
     pub(super) fn postcopy(&mut self, state: &DeviceState, options: &EmitOptions) -> Result<(), QemuError> {
         self.advise(state);
+        // QEMU uses no huge pages from then on: each page that goes before would take, and clear, one of those.
+        self.discard(state);
         self.preload(&options.preload)?;
-        self.switch_over(state, options)
+        self.go(state, options)
     }
 
     /// As [`begin`](Self::begin), and that post-copy will follow.
@@ -58,12 +60,17 @@ impl Driver {
         options: &EmitOptions,
     ) -> Result<(), QemuError> {
         self.discard(state);
+        self.go(state, options)
+    }
+
+    /// The devices, and all other pages as they are asked for and come.
+    fn go(&mut self, state: &DeviceState, options: &EmitOptions) -> Result<(), QemuError> {
         if state.switchover_start {
             write_command(&mut self.out, &Command::SwitchoverStart);
         }
         self.package(state);
         self.queue.as_mut().expect("made at the beginning").leave_zeros();
-        self.hold_back(options.hold_back);
+        self.hold_back(options);
         self.flush()?;
         self.finish()
     }
@@ -99,7 +106,7 @@ impl Driver {
         self.hear_news();
     }
 
-    /// Those of these pages that are at hand; at least one page stays for the discard.
+    /// Those of these pages that are at hand.
     fn preload(&mut self, pages: &[u32]) -> Result<(), QemuError> {
         for pages in pages.chunks(PRELOAD_STEP) {
             let queue = self.queue.as_mut().expect("made at the beginning");

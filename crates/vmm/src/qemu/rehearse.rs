@@ -1,0 +1,51 @@
+//! What a clone will touch first: a captured VM runs once where it was captured, on its own, and is thrown away.
+
+use super::emit::{EmitMode, EmitOptions, Emitter};
+use super::error::QemuError;
+use super::launch::Vm;
+use super::state::DeviceState;
+use crate::lazy::LazyImage;
+use crate::uffd::WorkingSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+/// A QEMU may take so long to load the devices.
+const START_WITHIN: Duration = Duration::from_secs(30);
+/// How often it is looked at until then.
+const GLANCE: Duration = Duration::from_millis(1);
+
+/// Runs the VM in a QEMU that waits, for `time` from its first instruction, and cuts its link: that QEMU is of no further use. The pages that it touched, device state
+/// included, in the order of their first touches. `image` is complete, and is not changed.
+///
+/// # Errors
+///
+/// As [`Emitter::start`] and [`Emitter::wait`]; [`QemuError::TimedOut`].
+pub fn rehearse(
+    vm: &mut Vm,
+    image: Arc<LazyImage>,
+    state: Arc<DeviceState>,
+    time: Duration,
+) -> Result<WorkingSet, QemuError> {
+    let page_count = image.page_count();
+    let options = EmitOptions { background: false, ..EmitOptions::new(EmitMode::Postcopy) };
+    let emitter = Emitter::start(&mut vm.qmp, image, state, options)?;
+    let progress = Arc::clone(emitter.progress());
+    let begin = Instant::now();
+    while !progress.started.load(Relaxed) && !emitter.is_finished() {
+        if begin.elapsed() > START_WITHIN {
+            return Err(QemuError::TimedOut { what: "the VM's devices to be loaded", within: START_WITHIN });
+        }
+        std::thread::sleep(GLANCE);
+    }
+    let until = Instant::now() + time;
+    while Instant::now() < until && !emitter.is_finished() {
+        std::thread::sleep(GLANCE.min(time));
+    }
+    // A guest that touches all of its memory is through before.
+    match emitter.is_finished() {
+        true => drop(emitter.wait()?),
+        false => emitter.cut(),
+    }
+    Ok(WorkingSet::of(page_count, &progress.touched()))
+}
