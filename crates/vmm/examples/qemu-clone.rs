@@ -68,7 +68,7 @@ fn main() -> Outcome<()> {
         let options = EmitOptions::new(mode);
         let emitters: Result<Vec<Emitter>, _> = vms
             .iter_mut()
-            .map(|vm| Emitter::start(&mut vm.qmp, Arc::clone(&image), Arc::clone(&state), options))
+            .map(|vm| Emitter::start(&mut vm.qmp, Arc::clone(&image), Arc::clone(&state), options.clone()))
             .collect();
         let (first, last) = first_ticks(&mut vms, start)?;
         for emitter in emitters? {
@@ -97,29 +97,24 @@ fn record(to: &Path) -> Outcome<()> {
     tick(&mut source)?;
     let captured = capture(&mut source.qmp, CaptureOptions::new(&dir.path().join("image")))?;
     source.quit();
-    let (whole, state) = loaded(&captured)?;
+    let (image, state) = loaded(&captured)?;
     std::fs::create_dir_all(to)?;
     for number in [1, 2] {
         let mut vm = waiting(&machine, 1, &dir.path().join(format!("clone{number}")))?.remove(0);
-        let image = Arc::new(LazyImage::memfd("recorded", whole.page_count())?);
-        let options = EmitOptions::new(EmitMode::Postcopy);
+        let options = EmitOptions { background: false, ..EmitOptions::new(EmitMode::Postcopy) };
         let emitter = Emitter::start(&mut vm.qmp, Arc::clone(&image), Arc::clone(&state), options)?;
-        let (mut touched, deadline) = (Vec::new(), Instant::now() + PATIENCE);
+        let (progress, deadline) = (Arc::clone(emitter.progress()), Instant::now() + PATIENCE);
         while ticks(&vm)? < RECORDED_TICKS {
-            while let Some(page) = image.next_demand() {
-                touched.push(page);
-                let bytes = whole.page(page).ok_or("a page that the image has not")?;
-                image.place(page, bytes, Origin::Sender)?;
-            }
             vm.check()?;
             if Instant::now() > deadline {
                 return Err("the recorded clone does not tick".into());
             }
-            std::thread::sleep(Duration::from_micros(50));
+            std::thread::sleep(Duration::from_millis(1));
         }
         emitter.cut();
         vm.quit();
         let file = to.join(format!("ticker-{number}.working-set"));
+        let touched = progress.touched();
         std::fs::write(&file, WorkingSet::of(image.page_count(), &touched).to_bytes())?;
         println!(
             "{}: {} of {} pages touched in {RECORDED_TICKS} ticks",
