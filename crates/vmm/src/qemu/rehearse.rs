@@ -42,10 +42,11 @@ pub fn rehearse(
     while Instant::now() < until && !emitter.is_finished() {
         std::thread::sleep(GLANCE.min(time));
     }
-    // A guest that touches all of its memory is through before.
-    match emitter.is_finished() {
-        true => drop(emitter.wait()?),
-        false => emitter.cut(),
+    if emitter.is_finished() {
+        // It has touched all of its memory, or failed.
+        emitter.wait()?;
+    } else {
+        emitter.cut();
     }
     Ok(WorkingSet::of(page_count, &progress.touched()))
 }
