@@ -19,7 +19,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use vmm::LazyImage;
-use vmm::lazy::Origin;
 use vmm::qemu::emit::{TemplateVm, await_status, template_backend};
 use vmm::qemu::{
     CaptureOptions, Captured, DeviceState, EmitMode, EmitOptions, Emitter, Identity, Launch, Vm, Way, capture,
