@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use wire::control::{CloneStatus, HostStatus, TransferStatus};
-use wire::limits;
 
 /// By the transfer's name.
 #[derive(Clone, Default)]
@@ -21,17 +20,10 @@ impl Board {
         transfer: &str,
         sender: Option<&str>,
         peers: Vec<String>,
-        mut clones: Vec<CloneStatus>,
+        clones: Vec<CloneStatus>,
     ) {
-        let more = clones.len().saturating_sub(limits::CLONES_MAX);
-        clones.truncate(limits::CLONES_MAX);
-        let status = TransferStatus {
-            transfer: transfer.to_owned(),
-            sender: sender.map(str::to_owned),
-            peers,
-            clones,
-            more: u32::try_from(more).unwrap_or(u32::MAX),
-        };
+        let sender = sender.map(str::to_owned);
+        let status = TransferStatus { sender, peers, ..TransferStatus::of(transfer.to_owned(), clones) };
         self.lock().insert(transfer.to_owned(), status);
     }
 

@@ -27,6 +27,8 @@ const TELL_EVERY: Duration = Duration::from_millis(200);
 const STARTING: Duration = Duration::from_millis(5);
 /// … and else this often.
 const IDLE: Duration = Duration::from_millis(200);
+/// Clones that are ended are waited for so long, before their sender is told that all is over.
+const END_WITHIN: Duration = Duration::from_secs(3);
 
 /// How a transfer ended at this host.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -38,8 +40,10 @@ pub enum Ended {
     CompleteUnreleased(HostStats),
     /// The connection was lost, or another session of the same transfer took over. What is held stays.
     Interrupted(String),
-    /// Cancelled by the sender, or this host could not go on. What is held stays.
+    /// Ended by the sender, or this host could not go on. What is held stays.
     Failed(String),
+    /// Cancelled: clones that lacked pages are over, and nothing of it is to be kept for another run.
+    Cancelled(String),
 }
 
 /// Everything one transfer needs.
@@ -64,6 +68,8 @@ pub struct Driver<'a> {
     pub tell: &'a mut dyn FnMut(&Guests),
     /// Asked now and then: `Some(reason)` ends the transfer, and what is held stays.
     pub preempted: &'a mut dyn FnMut() -> Option<String>,
+    /// Asked now and then: `Some(reason)` ends the clones that lack pages, and the transfer.
+    pub cancelled: &'a mut dyn FnMut() -> Option<String>,
 }
 
 impl Driver<'_> {
@@ -86,6 +92,7 @@ impl Driver<'_> {
             told: Duration::ZERO,
             placed: false,
             all_complete: None,
+            cancelled: None,
         };
         if let Some(guests) = &mut running.driver.guests {
             guests.handle_connected(start.elapsed());
@@ -113,6 +120,9 @@ impl Driver<'_> {
             {
                 return Ok(ended);
             }
+            if let Some(reason) = running.cancelled.take().or_else(|| (running.driver.cancelled)()) {
+                return Ok(running.end_clones(reason, start));
+            }
             let deaf = running.driver.link.is_deaf().then(|| "the sender does not read".to_owned());
             if let Some(reason) = lost.or(deaf).or_else(|| (running.driver.preempted)()) {
                 return Ok(match running.all_complete {
@@ -137,6 +147,8 @@ struct Running<'a> {
     placed: bool,
     /// The sender has been told that all is complete.
     all_complete: Option<HostStats>,
+    /// The sender has cancelled the transfer, for this reason.
+    cancelled: Option<String>,
 }
 
 impl Running<'_> {
@@ -219,6 +231,12 @@ impl Running<'_> {
                         return Some(reason);
                     }
                 }
+                ToHost::EndClones(end) => {
+                    if self.driver.guests.as_ref().is_none_or(|guests| guests.any_move()) {
+                        return Some("the sender broke the protocol: no clone was offered".into());
+                    }
+                    self.cancelled = Some(end.reason);
+                }
                 message => {
                     if let (ToHost::Announce(announce), Some(shelf)) = (&message, &self.driver.shelf) {
                         shelf.announce(announce);
@@ -232,6 +250,29 @@ impl Running<'_> {
         // There may be more.
         self.driver.waker.wake();
         None
+    }
+
+    /// Ends the clones that lack pages, and tells the sender which they were.
+    fn end_clones(&mut self, reason: String, start: Instant) -> Ended {
+        if let Some(stats) = self.all_complete.take() {
+            // Nothing is left to end.
+            return Ended::CompleteUnreleased(stats);
+        }
+        let deadline = Instant::now() + END_WITHIN;
+        if let Some(guests) = &mut self.driver.guests {
+            guests.end(&reason);
+            loop {
+                while let Some(message) = guests.poll(start.elapsed()) {
+                    self.driver.link.say(&message);
+                }
+                if guests.is_settled() || Instant::now() >= deadline {
+                    break;
+                }
+                std::thread::sleep(STARTING);
+            }
+        }
+        self.driver.send(&ToSender::Failed { reason: wire::control::reason(&reason) });
+        Ended::Cancelled(reason)
     }
 
     /// Does what the session wants done.

@@ -14,6 +14,7 @@ mod arrival;
 mod board;
 pub mod check;
 pub mod driver;
+mod endings;
 mod fetch;
 pub mod guests;
 pub mod handover;

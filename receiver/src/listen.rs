@@ -1,6 +1,7 @@
 //! Connections of senders: a task each, which awaits the offer and then passes messages both ways.
 
 use crate::board::Board;
+use crate::endings::Endings;
 use crate::link::{Link, link};
 use crate::shelf::Shelves;
 use crossbeam_channel::{Sender, TrySendError};
@@ -34,6 +35,7 @@ pub(crate) struct Shared {
     pub(crate) agent: crate::measure::Agent,
     pub(crate) board: Board,
     pub(crate) shelves: Shelves,
+    pub(crate) endings: Endings,
 }
 
 /// Accepts connections, each with a task of its own.
@@ -89,6 +91,15 @@ async fn converse(control: net::control::Control, peer: String, shared: Arc<Shar
         Ok(ToHost::Status) => {
             // Who asks is told by the broken connection if this does not reach it.
             let _ = writer.write_frame(&ToSender::Status(shared.board.read()).encode()).await;
+            let _ = writer.shutdown().await;
+            return;
+        }
+        Ok(ToHost::EndClones(end)) => {
+            let answered = shared.endings.ask(end);
+            shared.waker.wake();
+            if let Ok(status) = answered.await {
+                let _ = writer.write_frame(&ToSender::Status(status).encode()).await;
+            }
             let _ = writer.shutdown().await;
             return;
         }

@@ -2,13 +2,18 @@
 
 use crate::board::Board;
 use crate::fetch::Fetching;
-use crate::guests::Guests;
+use crate::guests::{GuestConfig, Guests};
+use crate::service::ServiceEvent;
 use crate::shelf::Shelf;
-use crate::store::Intake;
+use crate::store::{Intake, Store};
+use net::control::with_causes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use wire::control::{CloneStatus, Offer, VmOffer};
+use wire::control::{CloneStatus, Offer, RefuseCause, VmOffer};
+
+/// Clones that are to end are waited for so long; those that take longer are waited for one by one.
+const END_WITHIN: Duration = Duration::from_secs(3);
 
 /// A transfer's images and guests.
 pub(crate) struct Live {
@@ -62,6 +67,13 @@ enum Standing {
     Orphaned(Orphan),
     /// The transfer is over; clones run on.
     Running(Guests),
+    /// It was cancelled: clones that had all pages run on, and what became of the others is told for a while.
+    Cancelled {
+        guests: Guests,
+        /// The sender's process that had begun it, which may not go on with it.
+        session: u64,
+        at: Instant,
+    },
 }
 
 /// By the transfer's name.
@@ -77,7 +89,7 @@ impl Lives {
     pub(crate) fn status(&self) -> Vec<String> {
         let guests = self.0.values().filter_map(|standing| match standing {
             Standing::Orphaned(orphan) => orphan.live.guests.as_ref(),
-            Standing::Running(guests) => Some(guests),
+            Standing::Running(guests) | Standing::Cancelled { guests, .. } => Some(guests),
         });
         let line = |clone: CloneStatus| {
             let state = match &clone {
@@ -108,7 +120,7 @@ impl Lives {
     ///
     /// The sender may be another process than before: answers and blocks that differ from the pages that are here are refused
     /// one by one. An `Err` says in words why it cannot go on.
-    pub(crate) fn take(&mut self, offer: &Offer) -> Option<Result<Live, String>> {
+    pub(crate) fn take(&mut self, offer: &Offer) -> Option<Result<Live, (RefuseCause, String)>> {
         let transfer = &offer.transfer;
         let same = |live: &Live| {
             live.vms == offer.vms
@@ -118,6 +130,11 @@ impl Lives {
                 })
         };
         match self.0.remove(transfer)? {
+            Standing::Cancelled { guests, session, at } if session == offer.session => {
+                self.0.insert(transfer.clone(), Standing::Cancelled { guests, session, at });
+                Some(Err((RefuseCause::Offer, "it was cancelled here by `scatter cancel`".to_owned())))
+            }
+            Standing::Cancelled { guests, .. } if !guests.any_alive() => None,
             // Nothing lives here that could go on: the transfer begins anew.
             Standing::Orphaned(orphan) if !orphan.live.guests.as_ref().is_some_and(Guests::any_alive) => None,
             Standing::Orphaned(orphan) if orphan.live.is_outdated(offer.session) => None,
@@ -129,7 +146,7 @@ impl Lives {
                 let reason =
                     format!("clones of transfer {transfer} run here: end them first, or choose another name");
                 self.0.insert(transfer.clone(), standing);
-                Some(Err(reason))
+                Some(Err((RefuseCause::Busy, reason)))
             }
         }
     }
@@ -150,9 +167,78 @@ impl Lives {
                 }
                 alive
             }
+            Standing::Cancelled { guests, at, .. } => {
+                guests.tend();
+                let keep = guests.any_alive() || at.elapsed() < orphan_timeout;
+                if keep {
+                    board.write(transfer, None, Vec::new(), guests.status());
+                } else {
+                    board.remove(transfer);
+                }
+                keep
+            }
         });
         notes
     }
+
+    /// Ends a transfer's clones that lack pages, and lets go of what it holds; those that have all of their memory run on. How each
+    /// fares then, and what is to be told here.
+    pub(crate) fn end(&mut self, transfer: &str, reason: &str) -> (Vec<CloneStatus>, Vec<String>) {
+        let (mut guests, session, mut notes) = match self.0.remove(transfer) {
+            None => return (Vec::new(), Vec::new()),
+            Some(Standing::Running(guests)) => {
+                let status = guests.status();
+                self.0.insert(transfer.to_owned(), Standing::Running(guests));
+                return (status, Vec::new());
+            }
+            Some(Standing::Cancelled { guests, session, at }) => {
+                let status = guests.status();
+                self.0.insert(transfer.to_owned(), Standing::Cancelled { guests, session, at });
+                return (status, Vec::new());
+            }
+            Some(Standing::Orphaned(Orphan { live, since, fetching, told })) => {
+                if live.guests.as_ref().is_none_or(Guests::any_move) {
+                    let orphan = Orphan { live, since, fetching, told };
+                    self.0.insert(transfer.to_owned(), Standing::Orphaned(orphan));
+                    return (Vec::new(), Vec::new());
+                }
+                // It places what other hosts bring.
+                drop(fetching);
+                let Live { intake, guests, session, .. } = live;
+                let Some(mut guests) = guests else { return (Vec::new(), Vec::new()) };
+                guests.end(reason);
+                guests.settle(END_WITHIN);
+                guests.let_go();
+                (guests, session, free(transfer, intake))
+            }
+        };
+        guests.tend();
+        let clones = guests.status();
+        let of = |over: bool| {
+            let names = clones.iter().filter(|clone| clone.over == over).map(|clone| clone.name.as_str());
+            names.collect::<Vec<_>>().join(", ")
+        };
+        let (ended, live) = (of(true), of(false));
+        notes.push(match (ended.as_str(), live.as_str()) {
+            ("", live) => format!("{transfer}: {reason}: all clones have their memory and run on: {live}"),
+            (ended, "") => format!("{transfer}: {reason}: these clones are ended: {ended}"),
+            (ended, live) => {
+                format!("{transfer}: {reason}: these clones are ended: {ended}; these run on: {live}")
+            }
+        });
+        self.0.insert(transfer.to_owned(), Standing::Cancelled { guests, session, at: Instant::now() });
+        (clones, notes)
+    }
+}
+
+/// Gives back what a cancelled transfer holds on disk.
+fn free(transfer: &str, intake: Arc<Intake>) -> Vec<String> {
+    let freed = match Arc::try_unwrap(intake) {
+        Ok(intake) => intake.discard().map_err(|error| with_causes(&error)),
+        Err(_) => Err("its images are in use".to_owned()),
+    };
+    let left = |reason| format!("{transfer}: something of it is left in the store: {reason}");
+    freed.err().map(left).into_iter().collect()
 }
 
 impl Orphan {
@@ -199,5 +285,22 @@ impl Orphan {
             }
         }
         alive || !late
+    }
+}
+
+/// What a receiver that died while it noted a decision has left standing is ended: its source has it still.
+pub(crate) fn end_undecided(store: &Store, guests: &GuestConfig, observer: &mut dyn FnMut(ServiceEvent)) {
+    let journal = store.hand_overs();
+    let ended = journal.undecided().map_err(|error| error.to_string()).and_then(|left| {
+        for taken in left {
+            for launcher in guests.launchers.iter().filter(|launcher| launcher.can_move()) {
+                launcher.end_undecided(&taken.monitor)?;
+            }
+            observer(ServiceEvent::Guests(format!("{}: a copy that never ran here was ended", taken.vm)));
+        }
+        journal.forget_undecided().map_err(|error| error.to_string())
+    });
+    if let Err(reason) = ended {
+        observer(ServiceEvent::Guests(format!("a VM that never ran here may be left standing: {reason}")));
     }
 }

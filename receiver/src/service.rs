@@ -3,10 +3,11 @@
 use crate::arrival::{accept, preempt};
 use crate::board::Board;
 use crate::driver::{Driver, Ended};
+use crate::endings::Endings;
 use crate::fetch::{Fetching, Job};
 use crate::guests::{GuestConfig, GuestError, Guests, HandOvers};
 use crate::listen::{Incoming, Shared, address_of, listen};
-use crate::live::{Live, Lives};
+use crate::live::{Live, Lives, end_undecided};
 use crate::residents::Kept;
 use crate::shelf::Shelves;
 use crate::store::{Store, StoreError, VmSpec};
@@ -109,6 +110,7 @@ pub struct Service {
     board: Board,
     kept: Arc<Kept>,
     shelves: Shelves,
+    endings: Endings,
 }
 
 impl Service {
@@ -139,7 +141,7 @@ impl Service {
             crate::measure::Agent::new(config.measurable.clone(), config.workers, config.store.clone());
         let kept = Arc::clone(&agent.kept);
         let interface = config.interface.clone();
-        let shelves = Shelves::default();
+        let (shelves, endings) = (Shelves::default(), Endings::default());
         let shared = Arc::new(Shared {
             out,
             waker: Arc::clone(&waker),
@@ -147,13 +149,14 @@ impl Service {
             agent,
             board: board.clone(),
             shelves: shelves.clone(),
+            endings: endings.clone(),
         });
         std::thread::Builder::new()
             .name("control".into())
             .spawn(move || runtime.block_on(listen(listener, shared)))
             .map_err(ServiceError::Start)?;
         let (waiting, lives) = (VecDeque::new(), Lives::default());
-        Ok(Self { config, store, waker, incoming, waiting, lives, board, kept, shelves })
+        Ok(Self { config, store, waker, incoming, waiting, lives, board, kept, shelves, endings })
     }
 
     /// Serves until `stop` is set, or after the first complete transfer if so configured. Whether the last transfer
@@ -171,6 +174,7 @@ impl Service {
             for note in self.lives.tend(self.config.orphan_timeout, &self.board) {
                 observer(ServiceEvent::Guests(note));
             }
+            self.endings.serve(None, &mut self.lives, observer);
             if complete && self.config.once && self.lives.is_empty() {
                 break;
             }
@@ -271,6 +275,10 @@ impl Service {
                 self.board.write(&offer.transfer, Some(&sender), Vec::new(), guests.status());
             },
             preempted: &mut preempted,
+            cancelled: &mut || {
+                self.endings.serve(Some(&offer), &mut self.lives, observer);
+                self.endings.reason(&offer.transfer)
+            },
         };
         let ended = driver.run(&offer)?;
         // Whoever lives on comes back to the board when it is tended.
@@ -278,6 +286,12 @@ impl Service {
         let over = matches!(ended, Ended::Complete(_));
         if over {
             self.kept.forget(&sender, &offer.transfer);
+        }
+        if let Ended::Cancelled(reason) = &ended {
+            self.lives.keep(offer.transfer.clone(), live, None);
+            let (_, notes) = self.lives.end(&offer.transfer, reason);
+            notes.into_iter().for_each(|note| observer(ServiceEvent::Guests(note)));
+            return Ok(Some(ended));
         }
         if live.guests.is_some() && !over {
             // Its clones wait for pages: whoever brings them finds everything as it is. And other hosts may need what is here.
@@ -308,7 +322,7 @@ impl Service {
     /// The images of a transfer and its guests: those that wait for it, or new ones.
     fn begin(&mut self, offer: &Offer, vms: &[(VmId, VmSpec)]) -> Result<Live, (RefuseCause, String)> {
         if let Some(live) = self.lives.take(offer) {
-            return live.map_err(|reason| (RefuseCause::Busy, reason));
+            return live;
         }
         let unfit = |error: GuestError| (RefuseCause::Offer, with_causes(&error));
         let config = &self.config.guests;
@@ -376,22 +390,5 @@ impl Service {
         let port = if local.ip().to_canonical() == address { sockets.unicast_port() } else { 0 };
         let unicast = SocketAddr::new(address, port);
         Ok((sockets, unicast))
-    }
-}
-
-/// What a receiver that died while it noted a decision has left standing is ended: its source has it still.
-fn end_undecided(store: &Store, guests: &GuestConfig, observer: &mut dyn FnMut(ServiceEvent)) {
-    let journal = store.hand_overs();
-    let ended = journal.undecided().map_err(|error| error.to_string()).and_then(|left| {
-        for taken in left {
-            for launcher in guests.launchers.iter().filter(|launcher| launcher.can_move()) {
-                launcher.end_undecided(&taken.monitor)?;
-            }
-            observer(ServiceEvent::Guests(format!("{}: a copy that never ran here was ended", taken.vm)));
-        }
-        journal.forget_undecided().map_err(|error| error.to_string())
-    });
-    if let Err(reason) = ended {
-        observer(ServiceEvent::Guests(format!("a VM that never ran here may be left standing: {reason}")));
     }
 }

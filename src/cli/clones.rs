@@ -179,19 +179,27 @@ pub(crate) struct Status {
     pub(crate) json: bool,
 }
 
-/// Keeps VMs that leave this host, as far as they still can be kept
+/// Keeps VMs that leave this host, as far as they still can be kept; ends clones that lack pages
 #[derive(Args, Debug)]
 #[command(after_help = "\
-A VM that was not handed over runs on here, and its host forgets it. One that was handed over may run at its host already: that is
+VMs that leave: a VM that was not handed over runs on here, and its host forgets it. One that was handed over may run at its host already: that is
 refused in words, and its sender goes on. Without a sender, as after a crash, VMs that it left standing are set running again.
 Exit code 5 or 6 if it was too late for some or all.
 
+Clones of a `scatter clone`: those that have all of their memory run on. The others are ended, by name, and their hosts give back what
+they held; the sender ends with code 7. If no sender runs here, the hosts are asked: they turn away the one that had begun, wherever it
+runs. Exit code 5 or 6 if hosts cannot be asked.
+
 Examples:
-  scatter cancel --group evacuate.json")]
+  scatter cancel --group evacuate.json
+  scatter cancel --group plan.json --keys keys/src")]
 pub(crate) struct Cancel {
-    /// The plan that `scatter send` runs, or ran
+    /// The plan that `scatter send` or `scatter clone` runs, or ran
     #[arg(long, value_name = "PLAN")]
     pub(crate) group: PathBuf,
+    /// Directory with this host's keys, to ask hosts of clones. Default: keys/<the plan's source>
+    #[arg(long, value_name = "DIR", env = "SCATTER_KEYS")]
+    pub(crate) keys: Option<PathBuf>,
 }
 
 /// Makes a snapshot to clone: a small self-checking guest on KVM, for trials and never a product

@@ -21,7 +21,7 @@ pub(crate) enum Exit {
     SomeFailed = 5,
     /// No host has its images.
     AllFailed = 6,
-    /// Stopped by a signal.
+    /// Stopped by a signal, or cancelled.
     Interrupted = 7,
     /// The system does not permit or does not have what is needed.
     System = 8,
@@ -39,7 +39,7 @@ Exit codes:
   4  the plan does not pass the checker, or no plan is possible
   5  some hosts failed, the others have every image
   6  all hosts failed
-  7  interrupted by a signal
+  7  interrupted by a signal, or cancelled
   8  not permitted here, or a feature of the system is missing
   9  doctor found a problem";
 

@@ -168,6 +168,9 @@ fn ending(ended: &Ended) -> String {
         }
         Ended::Interrupted(reason) => format!("interrupted, what is held stays for a later run: {reason}"),
         Ended::Failed(reason) => format!("failed, what is held stays for a later run: {reason}"),
+        Ended::Cancelled(reason) => {
+            format!("{reason}: clones that lacked pages are over, and nothing of it is kept")
+        }
         _ => "ended".to_owned(),
     }
 }

@@ -9,6 +9,7 @@ use net::pki::Identity;
 use planner::Plan;
 use serde_json::json;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use wire::control::{CloneStatus, HostStatus, Message, ToHost, ToSender, TransferStatus};
@@ -16,18 +17,34 @@ use wire::control::{CloneStatus, HostStatus, Message, ToHost, ToSender, Transfer
 /// A host that says nothing for so long cannot be asked.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
 
+/// What hosts are asked in place of an offer, and answer by what runs there.
+pub(crate) struct Question<'a> {
+    /// The keys named, if any.
+    pub(crate) keys: Option<&'a PathBuf>,
+    pub(crate) ask: ToHost,
+    /// A host that says nothing for so long cannot be asked.
+    pub(crate) answer_max: Duration,
+}
+
+impl<'a> Question<'a> {
+    fn status(args: &'a Status) -> Self {
+        Self { keys: args.keys.as_ref(), ask: ToHost::Status, answer_max: ANSWER_MAX }
+    }
+}
+
 /// What each host of a plan says, in the plan's order.
-fn answers(args: &Status, plan: &Plan) -> Outcome<Vec<Result<HostStatus, String>>> {
-    let identity = Arc::new(load_keys(&sender_keys(args.keys.as_ref(), plan))?);
+pub(crate) fn answers(plan: &Plan, question: &Question<'_>) -> Outcome<Vec<Result<HostStatus, String>>> {
+    let identity = Arc::new(load_keys(&sender_keys(question.keys, plan))?);
+    let (frame, answer_max) = (Arc::new(question.ask.encode()), question.answer_max);
     let addresses = host_addresses(plan)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().or_exit(Exit::System)?;
     Ok(runtime.block_on(async {
         let mut tasks = Vec::new();
         for (host, address) in plan.hosts.iter().zip(addresses) {
-            let (identity, name) = (Arc::clone(&identity), host.name.clone());
+            let (identity, frame, name) = (Arc::clone(&identity), Arc::clone(&frame), host.name.clone());
             tasks.push(tokio::spawn(async move {
-                let asked = tokio::time::timeout(ANSWER_MAX, ask(address, &identity, &name)).await;
-                asked.unwrap_or_else(|_| Err(format!("no answer in {} s", ANSWER_MAX.as_secs())))
+                let asked = tokio::time::timeout(answer_max, ask(address, &identity, &name, &frame)).await;
+                asked.unwrap_or_else(|_| Err(format!("no answer in {} s", answer_max.as_secs())))
             }));
         }
         let mut answers = Vec::new();
@@ -40,14 +57,14 @@ fn answers(args: &Status, plan: &Plan) -> Outcome<Vec<Result<HostStatus, String>
 
 /// The clones of all hosts that can be asked.
 pub(crate) fn clones(args: &Status) -> Outcome<Vec<CloneStatus>> {
-    let answers = answers(args, &read_plan(&args.group)?)?;
+    let answers = answers(&read_plan(&args.group)?, &Question::status(args))?;
     let transfers = answers.into_iter().flatten().flat_map(|status| status.transfers);
     Ok(transfers.flat_map(|transfer| transfer.clones).collect())
 }
 
 pub(crate) fn run(args: &Status) -> Outcome {
     let plan = read_plan(&args.group)?;
-    let answers = answers(args, &plan)?;
+    let answers = answers(&plan, &Question::status(args))?;
     let named: Vec<(&str, &Result<HostStatus, String>)> =
         plan.hosts.iter().map(|host| host.name.as_str()).zip(&answers).collect();
     let leaving = leave::standing(&args.group, &plan)?;
@@ -67,10 +84,15 @@ pub(crate) fn run(args: &Status) -> Outcome {
     })
 }
 
-async fn ask(address: SocketAddr, identity: &Identity, name: &str) -> Result<HostStatus, String> {
+async fn ask(
+    address: SocketAddr,
+    identity: &Identity,
+    name: &str,
+    frame: &[u8],
+) -> Result<HostStatus, String> {
     let control = connect(address, identity, name).await.map_err(|error| error.to_string())?;
     let (mut reader, mut writer) = control.split();
-    writer.write_frame(&ToHost::Status.encode()).await.map_err(|error| error.to_string())?;
+    writer.write_frame(frame).await.map_err(|error| error.to_string())?;
     match reader.read_frame().await {
         Ok(Some(frame)) => match ToSender::decode(&frame) {
             Ok(ToSender::Status(status)) => Ok(status),

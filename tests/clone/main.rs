@@ -70,6 +70,30 @@ fn clones_of_a_sender_that_never_comes_back_are_ended_by_name() {
 }
 
 #[test]
+fn cancelled_clones_are_ended_by_name_and_their_hosts_keep_nothing() {
+    let mut world = World::new(2, Stint::EveryPage);
+    let sending = world.send(2, Some(1_000_000));
+    wait_until(PATIENCE, "the clones run", || world.checked_pages() > 40);
+    let outcome = sending.cancel();
+    for host in &outcome.hosts {
+        assert!(format!("{:?}", host.phase).contains("cancelled by `scatter cancel`"), "{host:?}");
+    }
+    for clone in outcome.clones.all() {
+        assert_eq!(clone.failed.as_deref(), Some("cancelled by `scatter cancel`"), "{}", clone.name);
+    }
+    world.await_note(PATIENCE, "these clones are ended: golden-h0-0, golden-h0-1");
+    wait_until(PATIENCE, "hosts give back what they held", || world.kept().is_empty());
+    let seen = world.checked_pages();
+    assert!(seen < 4 * u64::from(PAGES), "nothing was left to cancel");
+    // Another transfer of the same name begins anew, from nothing.
+    let outcome = world.send(2, None).finish(PATIENCE);
+    assert!(outcome.is_complete(), "{:?}", outcome.hosts);
+    assert!(outcome.clones.all().iter().all(|clone| clone.failed.is_none() && clone.running.is_some()));
+    wait_until(PATIENCE, "all pages are checked", || world.checked_pages() >= seen + 4 * u64::from(PAGES));
+    world.check_images();
+}
+
+#[test]
 fn what_a_host_may_not_start_is_refused_before_anything_is_sent() {
     let mut world = World::new(1, Stint::EveryPage);
     world.kind = "firecracker".into();

@@ -143,6 +143,22 @@ impl World {
         }
     }
 
+    /// Names of what hosts keep on disk, but for the lock.
+    pub(crate) fn kept(&self) -> Vec<String> {
+        let mut kept = Vec::new();
+        for host in &self.hosts {
+            for dir in [host.config.store.clone(), host.config.store.join(".scatter")] {
+                for entry in std::fs::read_dir(dir).expect("a store") {
+                    let name = entry.expect("an entry").file_name().into_string().expect("UTF-8");
+                    if name != ".scatter" && name != "lock" {
+                        kept.push(name);
+                    }
+                }
+            }
+        }
+        kept
+    }
+
     /// Starts a transfer that makes so many clones on each host, at so many bytes a second.
     pub(crate) fn send(&mut self, clones: usize, bytes_per_s: Option<u64>) -> Sending {
         let image = MappedImage::open(self.dir.path().join("golden.mem"), None).expect("an image");
@@ -198,12 +214,14 @@ impl World {
         };
         schedule.put_first(&prepared.put_first(&[(VmId(0), &self.working_set)]));
         let prepared = Arc::new(prepared);
-        let transfer = Transfer::start(&prepared, &schedule, config).expect("sockets");
+        let mut transfer = Transfer::start(&prepared, &schedule, config).expect("sockets");
         let interrupt = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&interrupt);
+        let cancel = Arc::new(AtomicBool::new(false));
+        transfer.cancel_when(Arc::clone(&cancel));
         let thread =
             std::thread::spawn(move || transfer.run(&flag, &mut |_| ()).expect("this host can send"));
-        Sending { thread, interrupt }
+        Sending { thread, interrupt, cancel }
     }
 }
 
@@ -211,6 +229,7 @@ impl World {
 pub(crate) struct Sending {
     thread: JoinHandle<Outcome>,
     interrupt: Arc<AtomicBool>,
+    cancel: Arc<AtomicBool>,
 }
 
 impl Sending {
@@ -221,6 +240,11 @@ impl Sending {
 
     pub(crate) fn interrupt(self) -> Outcome {
         self.interrupt.store(true, Ordering::Relaxed);
+        self.finish(Duration::from_secs(20))
+    }
+
+    pub(crate) fn cancel(self) -> Outcome {
+        self.cancel.store(true, Ordering::Relaxed);
         self.finish(Duration::from_secs(20))
     }
 }

@@ -46,7 +46,7 @@ impl Clones {
     }
 
     /// A plan that starts so many clones on each host, as the planner makes it of the number of all.
-    fn plan(&self) -> PathBuf {
+    pub(crate) fn plan(&self) -> PathBuf {
         let hosts = self.fleet.numbers();
         let all = self.per_host as usize * hosts.len();
         let image = Image { name: "golden".into(), path: self.fleet.dir().join("golden/memory") };

@@ -6,6 +6,7 @@
 //! `scatter-lab enter -- cargo test --test host` runs them for any user. The tests take turns, also across processes:
 //! two transfers at once on one small machine would judge each other.
 
+mod cancel;
 mod clone;
 mod delivery;
 mod doctor;

@@ -7,6 +7,7 @@ use crate::sending::Sending;
 use lab::hosts::{Loss, Scope};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
+use std::path::PathBuf;
 
 #[test]
 fn clones_of_a_killed_sender_complete_from_another_host_and_the_others_are_named() {
@@ -28,44 +29,66 @@ fn clones_of_an_interrupted_sender_complete_from_another_host_and_the_others_are
     );
 }
 
+/// Two clones of a VM on each of two hosts, two of another on a third; one host of three is complete, and nothing reaches the others.
+pub(crate) struct Half {
+    pub(crate) clones: Clones,
+    pub(crate) plan: PathBuf,
+    pub(crate) sending: Sending,
+    golden: Image,
+}
+
+impl Half {
+    pub(crate) fn new(test: &str) -> Option<Self> {
+        let mut clones = Clones::new(test, 3, 2, 32)?;
+        // `lone` goes to h3 alone: nobody else ever has its memory.
+        clones.fleet.scatter(&["microvm", "lone", "--size", "32", "--seed", "7", "--step", "16"]);
+        let image = |vm: &str| Image { name: vm.into(), path: clones.fleet.dir().join(vm).join("memory") };
+        let (golden, lone) = (image("golden"), image("lone"));
+        let to = [(&golden, json!({"hosts": ["h1", "h2"]})), (&lone, json!({"hosts": ["h3"]}))];
+        let plan = clones.fleet.plan(to.to_vec(), clones.fleet.numbers(), 1 << 20);
+        let mut value: Value =
+            serde_json::from_str(&std::fs::read_to_string(&plan).expect("a plan")).expect("JSON");
+        for (vm, (name, hosts)) in [("golden", 2), ("lone", 1)].into_iter().enumerate() {
+            value["vms"][vm]["instances"] = json!(vec![2; hosts]);
+            value["vms"][vm]["launch"] =
+                json!({"kind": "microvm", "attachments": {"state": format!("{name}/state")}});
+        }
+        std::fs::write(&plan, value.to_string()).expect("written");
+        clones.start_receivers();
+        // Slow on the wire and quick to encode: all blocks are announced long before they are sent.
+        let mut sending =
+            clones.fleet.transfer("clone", &plan, &["--rate", "10M", "--encoding", "lz4", "--timeout", "60"]);
+        for clone in ["golden-h2-1", "golden-h2-2", "lone-h3-1", "lone-h3-2"] {
+            let host = &clone[clone.len() - 4..clone.len() - 2];
+            sending.running.await_words(&format!("{clone} on {host}: running"), PATIENCE);
+        }
+        sending.await_sent(2 << 20);
+        // From here on nothing reaches h2 and h3 any more.
+        let all = |permille| Loss::random(permille).of(Scope::DatagramsAndStreams);
+        for host in [2, 3] {
+            clones.fleet.lab.loss(host, all(1_000)).expect("loss");
+        }
+        // Pages that were answered make clones independent; what others can have of h1 is blocks.
+        sending.running.await_words("h1: complete", PATIENCE);
+        Some(Self { clones, plan, sending, golden })
+    }
+
+    /// Everything reaches all hosts again.
+    pub(crate) fn heal(&self) {
+        for host in [2, 3] {
+            let none = Loss::random(0).of(Scope::DatagramsAndStreams);
+            self.clones.fleet.lab.loss(host, none).expect("no loss");
+        }
+    }
+}
+
 /// The sender is ended when one host of three is complete, and nothing more reaches the others.
 fn complete_without(test: &str, end: &mut dyn FnMut(&mut Sending)) {
-    let Some(mut clones) = Clones::new(test, 3, 2, 32) else { return };
-    // `lone` goes to h3 alone: nobody else ever has its memory.
-    clones.fleet.scatter(&["microvm", "lone", "--size", "32", "--seed", "7", "--step", "16"]);
-    let image = |vm: &str| Image { name: vm.into(), path: clones.fleet.dir().join(vm).join("memory") };
-    let (golden, lone) = (image("golden"), image("lone"));
-    let to = [(&golden, json!({"hosts": ["h1", "h2"]})), (&lone, json!({"hosts": ["h3"]}))];
-    let plan = clones.fleet.plan(to.to_vec(), clones.fleet.numbers(), 1 << 20);
-    let mut value: Value =
-        serde_json::from_str(&std::fs::read_to_string(&plan).expect("a plan")).expect("JSON");
-    for (vm, (name, hosts)) in [("golden", 2), ("lone", 1)].into_iter().enumerate() {
-        value["vms"][vm]["instances"] = json!(vec![2; hosts]);
-        value["vms"][vm]["launch"] =
-            json!({"kind": "microvm", "attachments": {"state": format!("{name}/state")}});
-    }
-    std::fs::write(&plan, value.to_string()).expect("written");
-    clones.start_receivers();
-    // Slow on the wire and quick to encode: all blocks are announced long before they are sent.
-    let mut sending =
-        clones.fleet.transfer("clone", &plan, &["--rate", "10M", "--encoding", "lz4", "--timeout", "60"]);
-    for clone in ["golden-h2-1", "golden-h2-2", "lone-h3-1", "lone-h3-2"] {
-        let host = &clone[clone.len() - 4..clone.len() - 2];
-        sending.running.await_words(&format!("{clone} on {host}: running"), PATIENCE);
-    }
-    sending.await_sent(2 << 20);
-    // From here on nothing reaches h2 and h3 any more.
-    let all = |permille| Loss::random(permille).of(Scope::DatagramsAndStreams);
-    for host in [2, 3] {
-        clones.fleet.lab.loss(host, all(1_000)).expect("loss");
-    }
-    // Pages that were answered make clones independent; what others can have of h1 is blocks.
-    sending.running.await_words("h1: complete", PATIENCE);
-    end(&mut sending);
+    let Some(mut half) = Half::new(test) else { return };
+    end(&mut half.sending);
+    half.heal();
+    let Half { mut clones, plan, golden, sending } = half;
     drop(sending);
-    for host in [2, 3] {
-        clones.fleet.lab.loss(host, all(0)).expect("no loss");
-    }
     clones.fleet.receiver(2).await_words("complete without its sender: h1 brought the rest", PATIENCE);
     let hopeless = "no other host has what these clones lack: lone-h3-1, lone-h3-2";
     clones.fleet.receiver(3).await_words(hopeless, PATIENCE);

@@ -10,9 +10,9 @@ use qemu::{mapped_ram, qemu};
 use wire::control::measure::{Ask, Residents, Tell};
 use wire::control::{
     Accept, Announce, Attachment, AttachmentOffer, BlockRange, Circle, CloneOffer, CloneStatus, Deficit,
-    FaultFigures, Fetch, Fetched, FirstTouched, GuestOffer, GuestReport, GuestState, HostStats, HostStatus,
-    HostWord, Join, Message, Offer, PageRange, Paging, Peer, Probe, ProbeResult, RefuseCause, Report,
-    SourceWord, Through, ToHost, ToSender, TransferStatus, VmOffer, Want,
+    EndClones, FaultFigures, Fetch, Fetched, FirstTouched, GuestOffer, GuestReport, GuestState, HostStats,
+    HostStatus, HostWord, Join, Message, Offer, PageRange, Paging, Peer, Probe, ProbeResult, RefuseCause,
+    Report, SourceWord, Through, ToHost, ToSender, TransferStatus, VmOffer, Want,
 };
 use wire::datagram::{Header, OVERHEAD_BYTES};
 use wire::seal::Sealer;
@@ -163,6 +163,7 @@ fn to_host() -> Vec<ToHost> {
             word: SourceWord::Stale { epoch: 1, ranges: vec![PageRange { first: 3, count: 2 }], last: true },
         },
         ToHost::HandOver { vm: 1, word: SourceWord::Decision },
+        ToHost::EndClones(EndClones { transfer: "t".into(), reason: "cancelled".into() }),
     ]
 }
 

@@ -14,8 +14,10 @@
 #![no_std]
 #![no_main]
 
+mod balloon;
 mod console;
 
+use balloon::{BATCH, Balloon};
 use console::{Line, in32, out32};
 use core::arch::global_asm;
 use core::ptr::addr_of_mut;
@@ -49,6 +51,8 @@ struct StartInfo {
 }
 
 static mut KEYS: [u64; PAGES_MAX] = [0; PAGES_MAX];
+/// Pages that a balloon has, a bit each.
+static mut GIVEN: [u64; PAGES_MAX / 64] = [0; PAGES_MAX / 64];
 
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
@@ -116,6 +120,9 @@ struct Workload {
 
 struct Guest {
     keys: &'static mut [u64],
+    given: &'static mut [u64],
+    given_count: u32,
+    balloon: Option<Balloon>,
     sum: u64,
     identity: u64,
     epoch: u32,
@@ -189,19 +196,32 @@ impl Guest {
         }
     }
 
+    /// A new key for a page.
+    fn rewrite(&mut self, page: u64) {
+        let key = self.keys[page as usize];
+        let new = mix(key ^ mix(self.identity ^ page.wrapping_mul(STEP)).wrapping_add(self.written)) | 1;
+        self.sum = self.sum.wrapping_add(new).wrapping_sub(key);
+        self.keys[page as usize] = new;
+        self.written += 1;
+        fill(page, new);
+    }
+
+    fn is_given(&self, page: u64) -> bool {
+        self.given[(page / 64) as usize] >> (page % 64) & 1 == 1
+    }
+
     fn visit(&mut self) {
         let page = self.next_page();
+        if self.is_given(page) {
+            return;
+        }
         let key = self.keys[page as usize];
         let (right, has) = check(page, key);
         if !right {
             self.report_bad(page, key, has);
         }
         if self.workload.write > 0 && self.random() % 100 < self.workload.write {
-            let new = mix(key ^ mix(self.identity ^ page.wrapping_mul(STEP)).wrapping_add(self.written)) | 1;
-            self.sum = self.sum.wrapping_add(new).wrapping_sub(key);
-            self.keys[page as usize] = new;
-            self.written += 1;
-            fill(page, new);
+            self.rewrite(page);
         }
         if self.workload.pattern == 1 && self.cursor == 0 {
             self.end_pass();
@@ -236,6 +256,48 @@ impl Guest {
         line.field(" bad ", self.bad);
         line.text("\n");
         line.send();
+    }
+
+    /// Gives the balloon as many pages as it wants, or takes some back. What comes back should be zeros, and is written anew.
+    fn balance(&mut self) {
+        let Some(balloon) = self.balloon.take() else { return };
+        let wanted = balloon.wanted().min(self.keys.len() as u32 / 2);
+        if wanted != self.given_count {
+            let (mut zero, mut stale) = (0, 0);
+            while self.given_count != wanted {
+                let give = self.given_count < wanted;
+                let mut len = 0;
+                let mut from = 0;
+                while len < BATCH && self.given_count != wanted {
+                    // Any pages are given, so that ranges of all lengths go; they come back in order.
+                    let page = if give { self.random() % self.keys.len() as u64 } else { from };
+                    from += 1;
+                    if self.is_given(page) == give {
+                        continue;
+                    }
+                    self.given[(page / 64) as usize] ^= 1 << (page % 64);
+                    self.given_count = if give { self.given_count + 1 } else { self.given_count - 1 };
+                    balloon.put(give, len, ((PATTERN_AT / PAGE) + page) as u32);
+                    len += 1;
+                }
+                balloon.pass(give, len);
+                if !give {
+                    for i in 0..len {
+                        let page = u64::from(balloon.at(give, i)) - PATTERN_AT / PAGE;
+                        *(if check(page, 0).0 { &mut zero } else { &mut stale }) += 1;
+                        self.rewrite(page);
+                    }
+                }
+            }
+            balloon.tell(self.given_count);
+            let mut line = self.line();
+            line.field("BALLOON has ", u64::from(self.given_count));
+            line.field(" zero ", zero);
+            line.field(" stale ", stale);
+            line.text("\n");
+            line.send();
+        }
+        self.balloon = Some(balloon);
     }
 
     fn rest(&self) {
@@ -288,6 +350,8 @@ fn start(info: &StartInfo) -> Guest {
     let (zero, dup) = (number("zero", 0), number("dup", 0));
     // SAFETY: `start` runs once, on the only CPU, and this is the only reference to the table ever made.
     let keys = unsafe { &mut (&mut *addr_of_mut!(KEYS))[..pages] };
+    // SAFETY: as above.
+    let given = unsafe { &mut (&mut *addr_of_mut!(GIVEN))[..pages.div_ceil(64)] };
     let mut sum = 0u64;
     for (page, key) in keys.iter_mut().enumerate() {
         let random = mix(seed ^ (page as u64).wrapping_mul(STEP));
@@ -305,6 +369,9 @@ fn start(info: &StartInfo) -> Guest {
     }
     Guest {
         keys,
+        given,
+        given_count: 0,
+        balloon: Balloon::find(command_line),
         sum,
         identity: 0,
         epoch: 0,
@@ -335,6 +402,7 @@ extern "C" fn guest_main(info: &StartInfo) -> ! {
     line.send();
     loop {
         guest.listen();
+        guest.balance();
         guest.tick();
         guest.rest();
     }

@@ -14,6 +14,8 @@ pub(super) struct Clone {
     pub(super) thread: Option<JoinHandle<()>>,
     pub(super) state: State,
     pub(super) told_complete: bool,
+    /// Why it is over, if not by itself.
+    pub(super) why_over: Option<String>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -76,5 +78,5 @@ pub(super) fn start(
             None
         }
     };
-    Clone { number, ward, thread, state: State::Starting, told_complete: false }
+    Clone { number, ward, thread, state: State::Starting, told_complete: false, why_over: None }
 }

@@ -16,7 +16,7 @@ impl Guests {
                 }
                 continue;
             }
-            if !vm.clones.is_empty() {
+            if !vm.clones.is_empty() || vm.cancelled {
                 continue;
             }
             let Some(attachments) = vm.attachments.all() else { continue };
@@ -59,6 +59,7 @@ impl Guests {
                 Event::Running(_) => continue,
                 Event::Over(_, ended) => {
                     clone.state = State::Over;
+                    clone.why_over = ended.as_ref().err().cloned();
                     ended.map_or_else(
                         |reason| GuestState::Failed { reason: control::reason(&reason) },
                         |()| GuestState::Ended,

@@ -10,6 +10,7 @@
 mod attachments;
 mod clone;
 mod cloud_hypervisor;
+mod ending;
 mod error;
 mod events;
 mod firecracker;
@@ -46,9 +47,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use taking::Taking;
 use vmm::lazy::{LazyImage, Origin};
-use wire::control::{
-    self, Attachment, CloneOffer, CloneStatus, FirstTouched, GuestOffer, GuestState, ToSender,
-};
+use wire::control::{Attachment, CloneOffer, CloneStatus, FirstTouched, GuestOffer, GuestState, ToSender};
 use working::WorkingSet;
 
 /// What a host allows to be started, and how.
@@ -68,6 +67,8 @@ struct GuestVm {
     clones: Vec<Clone>,
     /// It moves here.
     taking: Option<Taking>,
+    /// Its clones lacked pages when their transfer was cancelled.
+    cancelled: bool,
 }
 
 impl GuestVm {
@@ -112,6 +113,8 @@ pub struct Guests {
     messages: VecDeque<ToSender>,
     notes: HandOvers,
     scratch: Scratch,
+    /// Clones that were ended because their transfer was cancelled.
+    gone: Vec<CloneStatus>,
 }
 
 impl Guests {
@@ -174,12 +177,13 @@ impl Guests {
                 image,
                 clones: Vec::new(),
                 taking: Taking::find(offer, &notes)?,
+                cancelled: false,
             };
             vm.early_specs().for_each(|spec| vm.launcher.prepare(&offer.fingerprint, &spec));
             vms.push(vm);
         }
         let (waker, messages, scratch) = (Arc::clone(waker), VecDeque::new(), Scratch::new());
-        let mut guests = Self { vms, waker, out, events, messages, notes, scratch };
+        let mut guests = Self { vms, waker, out, events, messages, notes, scratch, gone: Vec::new() };
         guests.feed_ahead();
         Ok(guests)
     }
@@ -306,32 +310,6 @@ impl Guests {
             .any(|taking| !taking.is_ours() && !taking.is_over())
     }
 
-    /// Names of the clones that depend on pages which are not here.
-    #[must_use]
-    pub fn dependent(&self) -> Vec<&str> {
-        let dependent = self.vms.iter().filter(|vm| !vm.image.is_complete());
-        let clones = dependent.flat_map(|vm| vm.clones.iter().zip(&vm.offer.clones));
-        clones.filter(|(clone, _)| clone.state != State::Over).map(|(_, offer)| offer.name.as_str()).collect()
-    }
-
-    /// How each clone fares.
-    #[must_use]
-    pub fn status(&self) -> Vec<CloneStatus> {
-        let clones =
-            self.vms.iter().flat_map(|vm| vm.clones.iter().zip(&vm.offer.clones).map(move |both| (vm, both)));
-        let status = |(vm, (clone, offer)): (&GuestVm, (&Clone, &CloneOffer))| CloneStatus {
-            name: offer.name.clone(),
-            starting: clone.state == State::Starting,
-            over: clone.state == State::Over,
-            missing_pages: vm.image.missing_count(),
-            words: match &vm.taking {
-                Some(taking) => control::reason(&format!("{}; {}", taking.state, clone.ward.status())),
-                None => control::reason(&clone.ward.status()),
-            },
-        };
-        clones.map(status).collect()
-    }
-
     /// Pages that are missing will never come: clones that need them are ended by their programs.
     ///
     /// VMs that were handed over to this host wait on: their pages are at their source, however long it takes.
@@ -354,12 +332,7 @@ impl Drop for Guests {
         self.lose("the receiver ends");
         let clones = || self.vms.iter().flat_map(|vm| &vm.clones);
         clones().for_each(|clone| clone.ward.stop());
-        for clone in self.vms.iter_mut().flat_map(|vm| &mut vm.clones) {
-            if let Some(thread) = clone.thread.take() {
-                // A panic was reported by the thread.
-                let _ = thread.join();
-            }
-        }
+        self.vms.iter_mut().for_each(GuestVm::join);
     }
 }
 

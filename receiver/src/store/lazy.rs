@@ -78,6 +78,34 @@ impl Intake {
         read.map_err(|error| Attempt::on("read this image", &vm.part).failed(error))
     }
 
+    /// Ends a transfer that was cancelled, for good: images that are whole get their names, what is here of the others goes, and so does
+    /// the journal.
+    ///
+    /// # Errors
+    /// The first of what could not be finished or removed; the rest is done all the same.
+    pub fn discard(self) -> Result<(), StoreError> {
+        let mut first = Ok(());
+        let mut note = |done: Result<(), StoreError>| {
+            if first.is_ok() {
+                first = done;
+            }
+        };
+        let inner = &*self.inner;
+        let numbers = inner.vms.iter().map(|vm| vm.entry.id);
+        for vm in numbers.filter(|vm| self.is_complete(*vm)) {
+            note(self.finish(vm).map(drop));
+        }
+        let parts = inner.vms.iter().map(|vm| &vm.part);
+        for path in parts.chain([&inner.journal_path]) {
+            match inner.disk.remove(path) {
+                // Finished, and renamed.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                done => note(done.map_err(|error| Attempt::on("remove this file", path).failed(error))),
+            }
+        }
+        first
+    }
+
     /// The VM's memory for guests to run on, from now on; and whether it stands beside the image file, since the store is
     /// not in shared memory. To be called before anything of it is placed.
     ///

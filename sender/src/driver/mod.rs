@@ -1,6 +1,7 @@
 //! A transfer with real threads and sockets: this thread runs the session, seals and sends; others encode and talk to
 //! the hosts.
 
+mod cancel;
 mod catch_up;
 mod circles;
 mod config;
@@ -17,6 +18,7 @@ mod queue;
 mod steer;
 mod transmit;
 
+pub use cancel::CANCELLED;
 pub use config::{Schedule, ScheduledChannel, ScheduledSegment, TransferConfig, TransferError};
 pub use control::HostTarget;
 pub use leavers::{Departure, DepartureFigures, DepartureOutcome};
@@ -28,6 +30,7 @@ use crate::handover::journal::Journal;
 use crate::prepare::Prepared;
 use crate::session::{Phase, SegmentSpec, Session};
 use crate::window::Window;
+use cancel::Cancelling;
 use catch_up::Again;
 use circles::Circles;
 use control::{Connections, Link};
@@ -88,6 +91,7 @@ pub struct Transfer {
     again: Again,
     guests: Guests,
     departures: Departures,
+    cancelling: Cancelling,
     out: Sender<Happening>,
     start: Instant,
     complete_at: Vec<Option<Duration>>,
@@ -167,6 +171,7 @@ impl Transfer {
                 segments.iter().map(|segment| segment.expected_bytes).sum(),
             ),
             departures: Departures::default(),
+            cancelling: Cancelling::default(),
             out,
             unicast_channel,
             origins: Vec::new(),
@@ -226,6 +231,7 @@ impl Transfer {
                 self.take_in(happening);
             }
             self.steer_departures();
+            self.steer_cancel();
             self.feed_encoders();
             let mut sent = 0;
             self.session.handle_timeout(self.start.elapsed());

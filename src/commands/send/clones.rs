@@ -194,3 +194,26 @@ pub(super) fn verdict(clones: &ClonesReport, hosts: Exit) -> Exit {
         other => other,
     }
 }
+
+/// What became of the clones of a transfer that was cancelled.
+pub(super) fn say_cancelled(clones: &ClonesReport) {
+    let cancelled = |clone: &&CloneReport| {
+        clone.failed.as_ref().is_some_and(|reason| reason.contains(sender::driver::CANCELLED))
+    };
+    let names = |of: &dyn Fn(&&CloneReport) -> bool| {
+        clones.clones.iter().filter(of).map(|clone| clone.name.as_str()).collect::<Vec<_>>().join(", ")
+    };
+    let ended = names(&cancelled);
+    if ended.is_empty() {
+        return;
+    }
+    eprintln!("cancelled: these clones lacked pages and are ended: {ended}");
+    let independent = names(&|clone| clone.independent_s.is_some() && clone.failed.is_none());
+    if !independent.is_empty() {
+        eprintln!("these have all of their memory and run on: {independent}");
+    }
+    let unknown = names(&|clone| clone.independent_s.is_none() && clone.failed.is_none() && !clone.ended);
+    if !unknown.is_empty() {
+        eprintln!("the hosts of these could not be told: {unknown}");
+    }
+}

@@ -7,6 +7,7 @@ mod outcome;
 mod residents;
 mod schedule;
 mod sources;
+pub(crate) mod under_way;
 
 use crate::cli::args::Send;
 use crate::cli::clones::{Clone, SharedFaults};
@@ -33,6 +34,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
+use under_way::UnderWay;
 use vmm::image::MappedImage;
 use wire::datagram::OVERHEAD_BYTES;
 use wire::limits::SYMBOL_BYTES_MAX;
@@ -67,6 +69,7 @@ fn send(args: &Send, launch: Option<&Clone>) -> Outcome {
         super::capture::refresh(&mut plan, &args.group, &launch.from, &launch.capture)?;
     }
     super::stale::refuse(&plan, &args.group)?;
+    let under_way = launch.map(|_| UnderWay::begin(&args.group)).transpose()?;
     let interface = sending_interface(args.interface.as_deref(), &plan)?;
     let addresses = host_addresses(&plan)?;
     let identity = Arc::new(load_keys(&sender_keys(args.keys.as_ref(), &plan))?);
@@ -114,6 +117,9 @@ fn send(args: &Send, launch: Option<&Clone>) -> Outcome {
     };
     let prepare = start.elapsed();
     display.prepared(&prepared, &settings, prepare);
+    if under_way.as_ref().is_some_and(UnderWay::look) {
+        return Err(Failure::new(Exit::Interrupted, "cancelled before anything was sent"));
+    }
     if interrupt.load(Ordering::Relaxed) {
         return Err(Failure::new(Exit::Interrupted, "interrupted before anything was sent"));
     }
@@ -135,26 +141,40 @@ fn send(args: &Send, launch: Option<&Clone>) -> Outcome {
     sent.captures.clone_from(&sources.captures);
     // What running VMs change goes elsewhere, and their images with the last of them.
     let watched = if leave.is_some() { &[][..] } else { &images[..] };
-    transfer(&prepared, &schedule, config, (watched, leave.take()), &interrupt, &mut display, &mut sent)?;
+    let others = Others { watched, leave: leave.take(), under_way };
+    let cancelled = transfer(&prepared, &schedule, config, others, &interrupt, &mut display, &mut sent)?;
     if let Some(args) = launch {
         clones::record(args, &plan, &sent)?;
     }
-    finish(args, sent, watched, interrupt.load(Ordering::Relaxed), &mut display)
+    let interrupted = interrupt.load(Ordering::Relaxed);
+    let exit = finish(args, sent, watched, interrupted, &mut display)?;
+    Ok(if cancelled && exit != Exit::Done { Exit::Interrupted } else { exit })
 }
 
-/// Runs the transfer; an image that changes meanwhile ends it.
+/// What is looked at while a transfer runs.
+struct Others<'a> {
+    /// Images that must not change.
+    watched: &'a [Arc<MappedImage>],
+    leave: Option<Leave>,
+    under_way: Option<UnderWay>,
+}
+
+/// Runs the transfer; an image that changes meanwhile ends it. Whether it was cancelled.
 fn transfer(
     prepared: &Arc<Prepared>,
     schedule: &Schedule,
     config: TransferConfig,
-    (images, leave): (&[Arc<MappedImage>], Option<Leave>),
+    others: Others<'_>,
     interrupt: &interrupt::Flag,
     display: &mut Display,
     sent: &mut Sent,
-) -> Outcome<()> {
+) -> Outcome<bool> {
     let mut transfer = Transfer::start(prepared, schedule, config).or_exit(Exit::System)?;
     let mut watch = None;
-    if let Some(leave) = leave {
+    if let Some(under_way) = &others.under_way {
+        transfer.cancel_when(under_way.flag());
+    }
+    if let Some(leave) = others.leave {
         watch = Some(leave.watch()?);
         transfer.depart(leave.departures, leave.journal, leave.pace, leave.cancel).or_exit(Exit::System)?;
     }
@@ -165,17 +185,20 @@ fn transfer(
         if let Some(watch) = &watch {
             watch.look(&progress.departures);
         }
+        if let Some(under_way) = &others.under_way {
+            under_way.look();
+        }
         if progress.elapsed >= watched + WATCH_EVERY {
             watched = progress.elapsed;
             sent.look_at_memory();
-            if images::check_unchanged(images).is_err() {
+            if images::check_unchanged(others.watched).is_err() {
                 interrupt.store(true, Ordering::Relaxed);
             }
         }
     };
     let outcome = transfer.run(interrupt, &mut observe).or_exit(Exit::System)?;
     sent.outcome = Some(outcome);
-    Ok(())
+    Ok(others.under_way.is_some_and(|under_way| under_way.look()))
 }
 
 /// Reports, and says how it went by the exit code.
@@ -203,6 +226,7 @@ fn finish(
         return Ok(leave::verdict(&departures, interrupted));
     }
     let hosts = verdict(&report, interrupted);
+    report.clones.iter().for_each(clones::say_cancelled);
     Ok(report.clones.as_ref().map_or(hosts, |of| clones::verdict(of, hosts)))
 }
 

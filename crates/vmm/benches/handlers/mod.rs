@@ -35,12 +35,33 @@ fn touch(memory: &GuestMemory, clients: usize) -> (Duration, Histogram) {
     (since.elapsed(), all)
 }
 
-/// A page server's one thread serves a complete image. Each page is a fault of its own, as with the bare handler.
+/// CPU time that this process's threads of a name have used, those that have ended not included.
+pub(crate) fn cpu_of_threads(name: &str) -> Duration {
+    let tasks = std::fs::read_dir("/proc/self/task").expect("every process has its threads there");
+    let ns = tasks.filter_map(Result::ok).filter_map(|task| {
+        let read = |file: &str| std::fs::read_to_string(task.path().join(file)).ok();
+        // Nanoseconds on a CPU come first (Documentation/scheduler/sched-stats.rst).
+        (read("comm")?.trim() == name)
+            .then(|| read("schedstat")?.split(' ').next()?.parse::<u64>().ok())
+            .flatten()
+    });
+    Duration::from_nanos(ns.sum())
+}
+
+/// What a run came to: how long it took, how long each touch took, and what the handler's thread used of a CPU.
+pub(crate) struct Run {
+    pub(crate) elapsed: Duration,
+    pub(crate) latencies: Histogram,
+    pub(crate) handler_cpu: Duration,
+}
+
+/// A page server's one thread serves a complete image. With `around` 1, each page is a fault of its own, as with the bare handler.
 pub(crate) fn served(
     image: &Arc<LazyImage>,
     backing: Backing,
     clients: usize,
-) -> anyhow::Result<(Duration, Histogram)> {
+    around: u32,
+) -> anyhow::Result<Run> {
     let len = image.page_count() as usize * PAGE_SIZE;
     let memory = match backing {
         Backing::PrivateView => GuestMemory::private_file(image.file(), len),
@@ -51,9 +72,12 @@ pub(crate) fn served(
     let guard = Guard::Hook(Box::new(|_| {}));
     let regions = vec![Region::whole(&memory)];
     let mut attachment = Attachment::new("bench", uffd, Arc::clone(image), regions, backing, guard);
-    (attachment.push, attachment.around) = (false, 1);
+    (attachment.push, attachment.around) = (false, around);
     let _served = server.attach(attachment)?;
-    Ok(touch(&memory, clients))
+    let before = cpu_of_threads("page-server");
+    let (elapsed, latencies) = touch(&memory, clients);
+    let handler_cpu = cpu_of_threads("page-server").saturating_sub(before);
+    Ok(Run { elapsed, latencies, handler_cpu })
 }
 
 /// The least that a handler does: waits, reads one fault, and has `fill` copy its page (by number) to its address.
@@ -61,14 +85,15 @@ pub(crate) fn bare(
     pages: u32,
     clients: usize,
     mut fill: impl FnMut(&Uffd, u64, u32) + Send,
-) -> anyhow::Result<(Duration, Histogram)> {
+) -> anyhow::Result<Run> {
     let memory = GuestMemory::anonymous(pages as usize * PAGE_SIZE)?;
     let uffd = Uffd::for_memory(&memory, Backing::Anonymous)?;
     let base = memory.address();
     let done = AtomicBool::new(false);
     Ok(std::thread::scope(|scope| {
         let (uffd, done) = (&uffd, &done);
-        scope.spawn(move || {
+        let handler = std::thread::Builder::new().name("bare-handler".into());
+        let handling = move || {
             while !done.load(Ordering::SeqCst) {
                 let mut fds = [nix::poll::PollFd::new(uffd.as_fd(), nix::poll::PollFlags::POLLIN)];
                 if nix::poll::poll(&mut fds, nix::poll::PollTimeout::from(10_u8)).expect("polls") == 0 {
@@ -82,9 +107,11 @@ pub(crate) fn bare(
                 let page = u32::try_from((address - base) / PAGE_SIZE as u64).expect("within");
                 fill(uffd, base + u64::from(page) * PAGE_SIZE as u64, page);
             }
-        });
-        let result = touch(&memory, clients);
+        };
+        handler.spawn_scoped(scope, handling).expect("a thread");
+        let (elapsed, latencies) = touch(&memory, clients);
+        let handler_cpu = cpu_of_threads("bare-handler");
         done.store(true, Ordering::SeqCst);
-        result
+        Run { elapsed, latencies, handler_cpu }
     }))
 }

@@ -141,11 +141,16 @@ impl Vm {
         self.judge(place, filled)
     }
 
-    /// Copies the faulted page first, and then those near it that are here too: a fault costs a vCPU as much as many
-    /// pages cost the server.
+    /// Copies the faulted page, and those near it that are here too: a fault costs a vCPU as much as many pages cost the server.
+    ///
+    /// Where faults follow each other through memory, the pages behind come in the same call: the guest would be at the next one before
+    /// anything could be pushed. Elsewhere it waits for one page only, and the window around it is pushed.
     fn copy_around(&mut self, place: Place) -> Filling {
-        let filling = self.copy_pages(place, 1);
-        if matches!(filling, Filling::Done) {
+        let end = place.index.saturating_add(self.around).min(self.placements[place.region].placed.len());
+        let behind = if self.streams.follows(place) { self.pushable(place, end).max(1) } else { 1 };
+        let filling = self.copy_pages(place, behind);
+        self.streams.note(place, behind);
+        if behind == 1 && matches!(filling, Filling::Done) {
             let from = place.pfn - place.pfn % self.around;
             self.to_push.push_front(from..from.saturating_add(self.around));
         }

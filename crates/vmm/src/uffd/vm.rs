@@ -18,6 +18,10 @@ const BATCHES_MAX: usize = 16;
 /// How often an empty descriptor is read again after an answer: the guest that was answered faults next within
 /// microseconds, and to sleep and be woken costs more than these reads.
 const EMPTY_READS_MAX: usize = 24;
+/// Sequences of faults that are told apart in one VM: its vCPUs each go their way.
+const STREAMS: usize = 8;
+/// A fault so many pages beyond the last one still follows it: vCPUs that share a sequence take turns.
+const STREAM_GAP: u32 = 8;
 /// First touches that are recorded: more are no working set.
 const TOUCHED_MAX: usize = 1 << 20;
 
@@ -30,6 +34,37 @@ pub(super) struct Place {
     pub(super) index: u32,
     /// First page (4 KiB) of the image that stands there.
     pub(super) pfn: u32,
+}
+
+/// Where the last faults were answered: whether the next one follows one of them.
+#[derive(Debug, Default)]
+pub(super) struct Streams {
+    /// Region, and the page behind what was brought.
+    ends: [(usize, u32); STREAMS],
+    next: usize,
+}
+
+impl Streams {
+    fn of(&self, place: Place) -> Option<usize> {
+        let follows = |&(region, end): &(usize, u32)| {
+            region == place.region && (end..end.saturating_add(STREAM_GAP)).contains(&place.index)
+        };
+        self.ends.iter().position(follows)
+    }
+
+    /// Whether a fault goes on where another one was, as far as some pages beyond it.
+    pub(super) fn follows(&self, place: Place) -> bool {
+        self.of(place).is_some()
+    }
+
+    /// Pages were brought for a fault.
+    pub(super) fn note(&mut self, place: Place, pages: u32) {
+        let slot = self.of(place).unwrap_or_else(|| {
+            self.next = (self.next + 1) % STREAMS;
+            self.next
+        });
+        self.ends[slot] = (place.region, place.index + pages);
+    }
 }
 
 #[derive(Debug)]
@@ -70,6 +105,7 @@ pub(super) struct Vm {
     pub(super) backing: Backing,
     pub(super) push: bool,
     pub(super) around: u32,
+    pub(super) streams: Streams,
     pub(super) placements: Vec<Placement>,
     /// Region pages that are not in place.
     pub(super) left: u64,
@@ -116,6 +152,7 @@ impl Vm {
             backing: attachment.backing,
             push: attachment.push,
             around: attachment.around.max(1),
+            streams: Streams::default(),
             placements,
             left,
             waiting: BTreeMap::new(),

@@ -144,6 +144,15 @@ pub struct GuestReport {
     pub words: String,
 }
 
+/// A transfer is cancelled.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct EndClones {
+    /// Its name.
+    pub transfer: String,
+    /// Why, in words.
+    pub reason: String,
+}
+
 /// Page faults of a guest, and what they waited for. All zero where its program does not count.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 pub struct FaultFigures {
@@ -195,6 +204,13 @@ impl GuestOffer {
         self.clones
             .iter()
             .try_for_each(|clone| at_most("clone name", clone.name.len(), limits::NAME_BYTES_MAX))
+    }
+}
+
+impl EndClones {
+    pub(super) fn check(&self) -> Result<(), ControlError> {
+        at_most("transfer name", self.transfer.len(), limits::NAME_BYTES_MAX)?;
+        at_most("reason", self.reason.len(), limits::REASON_BYTES_MAX)
     }
 }
 

@@ -34,8 +34,8 @@ mod to_host;
 mod to_sender;
 
 pub use guests::{
-    Attachment, AttachmentOffer, CloneOffer, FaultFigures, FirstTouched, GuestOffer, GuestReport, GuestState,
-    PageRange, Paging, Want,
+    Attachment, AttachmentOffer, CloneOffer, EndClones, FaultFigures, FirstTouched, GuestOffer, GuestReport,
+    GuestState, PageRange, Paging, Want,
 };
 pub use handover::{HostWord, LeaveOffer, SourceWord};
 pub use peers::{Circle, Fetch, Fetched, Peer};

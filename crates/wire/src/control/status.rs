@@ -42,6 +42,17 @@ pub struct CloneStatus {
     pub words: String,
 }
 
+impl TransferStatus {
+    /// A transfer that nobody feeds, with as many of its clones as one message names.
+    #[must_use]
+    pub fn of(transfer: String, mut clones: Vec<CloneStatus>) -> Self {
+        let more = clones.len().saturating_sub(limits::CLONES_MAX);
+        clones.truncate(limits::CLONES_MAX);
+        let more = u32::try_from(more).unwrap_or(u32::MAX);
+        Self { transfer, sender: None, peers: Vec::new(), clones, more }
+    }
+}
+
 impl HostStatus {
     pub(super) fn check(&self) -> Result<(), ControlError> {
         at_most("transfers", self.transfers.len(), limits::VMS_MAX)?;

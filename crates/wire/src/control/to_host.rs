@@ -2,8 +2,8 @@
 
 use super::check::{at_most, check_block_len, check_ids, check_ranges};
 use super::{
-    Attachment, BlockRange, Circle, ControlError, Fetch, FirstTouched, GuestOffer, Message, Peer, SourceWord,
-    measure, peers,
+    Attachment, BlockRange, Circle, ControlError, EndClones, Fetch, FirstTouched, GuestOffer, Message, Peer,
+    SourceWord, measure, peers,
 };
 use crate::seal::ChannelSecret;
 use crate::{ChannelId, Digest, VERSION, limits};
@@ -75,6 +75,9 @@ pub enum ToHost {
         /// What is said of it.
         word: SourceWord,
     },
+    /// Clones that lack pages are ended, those that have all of their memory run on. Said by the sender of its own transfer, and answered by
+    /// `Guest` for each that is ended, and `Failed`; or in place of an offer (`scatter cancel`), and answered by `Status`.
+    EndClones(EndClones),
 }
 
 /// One VM of an offer.
@@ -218,6 +221,7 @@ impl Message for ToHost {
             Self::FirstTouched(part) => part.check(),
             Self::Fetch(fetch) => fetch.check(),
             Self::HandOver { word, .. } => word.check(),
+            Self::EndClones(end) => end.check(),
             Self::Join(_) | Self::Leave { .. } | Self::Release | Self::Status => Ok(()),
         }
     }

@@ -1,4 +1,6 @@
-//! `scatter cancel`: VMs that leave, and still can stay, do.
+//! `scatter cancel`: VMs that leave, and still can stay, do; clones that lack pages are ended.
+
+mod clones;
 
 use crate::cli::clones::Cancel;
 use crate::cli::exit::{Coded, Exit, Failure, Outcome};
@@ -20,6 +22,10 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 pub(crate) fn run(args: &Cancel) -> Outcome {
     let plan = read_plan(&args.group)?;
     let folder = leave::folder(&args.group);
+    let leaves = folder.is_dir() && leave::lock(&folder)?.is_none();
+    if plan.vms.iter().any(|vm| vm.launch.is_some()) && !leaves {
+        return clones::run(args, &plan);
+    }
     if !folder.is_dir() {
         let message = format!("nothing of {} leaves: there is no {}", args.group.display(), folder.display());
         return Err(Failure::new(Exit::Input, message));
