@@ -229,7 +229,12 @@ pub(crate) fn evacuate(evacuation: &mut Evacuation, mode: &str, permille: u16) {
 #[test]
 fn a_running_vm_moves_in_each_mode_without_loss_and_with_one_percent() {
     const TEST: &str = "a_running_vm_moves_in_each_mode_without_loss_and_with_one_percent";
-    let Some(mut evacuation) = Evacuation::new(TEST, 1, 1, 128, 16) else { return };
+    let Some(machine) = linux(TEST, 128, 16) else { return };
+    // A disk that both ends have, as shared storage is; the guest checks what it wrote there.
+    let disk = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a disk");
+    disk.as_file().set_len(16 << 20).expect("a disk");
+    let drive = format!("if=virtio,format=raw,file={}", disk.path().display());
+    let Some(mut evacuation) = Evacuation::of(TEST, 1, 1, machine.with(&["-drive", &drive])) else { return };
     for (mode, permille) in [("postcopy", 0), ("hybrid", 10), ("precopy", 0)] {
         evacuation.clear();
         let loss = Loss::random(permille).of(Scope::Datagrams);
