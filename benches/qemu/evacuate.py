@@ -1,10 +1,16 @@
 #!/usr/bin/env python3
 """Running Linux guests leave their host for others behind links of a given rate: by scatter, and by QEMU's own migration (default,
-multifd with zstd, and post-copy after one pass over the memory). All in one run, in network namespaces of this machine.
+multifd with zstd, and post-copy after one pass over the memory; one VM after the other, or all at once). All in one run, in network
+namespaces of this machine.
 
-    cargo build --release && examples/guests/make-ticker.sh
+    cargo build --release && examples/guests/make-mix.sh
     sudo benches/qemu/evacuate.py --guests busy --repeat 5 --out benches/results/qemu/NAME.json      # downtime of a busy guest
-    sudo benches/qemu/evacuate.py --guests mix --hosts 3 --out benches/results/qemu/NAME.json        # bytes and time of six guests
+    sudo benches/qemu/evacuate.py --guests real --hosts 3 --mbit 1000,250 --out benches/results/qemu/NAME.json
+    sudo benches/qemu/evacuate.py --guests hard --hosts 3 --mbit 1000,250 --out benches/results/qemu/NAME.json
+
+`real`: eight guests, four workloads under each of two kernels (examples/guests/live), which dirty their memory as such workloads do. `hard`: six
+whose work memory cannot be compressed and is changed at random, as no real guest's is. Guests are booted once and saved; each
+measurement starts them from there.
 
 *Stopped* is from QEMU's STOP event at the source to its RESUME event at the destination: the vCPUs' own time, one clock. *Silent* is from
 the guest's last tick at its source to its first one at its new host. The guests check their own memory: a BAD tick fails the run.
@@ -17,29 +23,46 @@ from clones import CHILDREN, PATIENCE_S, ROOT, Net, Qmp, await_ticks, end, recei
 GUESTS = {
     # Name, MiB that it works on, pages that it looks at (and changes half of) at each tick, pause between ticks in ms.
     "busy": [("busy", 64, 512, 2)],
-    "mix": [("idle", 4, 1, 100), ("files", 16, 8, 50), ("heap", 64, 32, 50), ("churn", 32, 256, 20), ("web", 24, 16, 30), ("db", 48, 128, 30)],
+    "hard": [("idle", 4, 1, 100), ("files", 16, 8, 50), ("heap", 64, 32, 50), ("churn", 32, 256, 20), ("web", 24, 16, 30), ("db", 48, 128, 30)],
+    # The region that is checked stands beside a workload and is small.
+    "real": [(f"{workload}{number}", 4, 8, 150) for number in range(2) for workload in ("idle", "files", "heap", "churn")],
 }
-
-
-def kernels(guest):
-    """The guest's own kernel, and any other that make-guests.sh has unpacked: guests of a mix have them in turn."""
-    cache = os.path.join(ROOT, "target/guests/cache")
-    found = []
-    for package in sorted(os.listdir(cache)):
-        boot = os.path.join(cache, package, "boot")
-        if package.startswith("linux-image-") and os.path.isdir(boot):
-            found += [os.path.join(boot, name) for name in sorted(os.listdir(boot)) if name.startswith("vmlinuz")]
-    return found or [f"{guest}/vmlinuz"]
+# One machine with two CPUs, a disk on storage that both ends have, which it writes to, and a network card.
+GUESTS["large"] = [("files0", 64, 64, 50)]
+WAYS = {"large": "hybrid,precopy,default,qemu-postcopy",
+        "busy": "hybrid,qemu-postcopy", "hard": "hybrid,precopy,default,default-at-once,multifd,multifd-at-once,qemu-postcopy",
+        "real": "hybrid,precopy,default,default-at-once,multifd,multifd-at-once,qemu-postcopy"}
 
 
 def machine(args, spec, number):
-    guest = os.path.join(ROOT, "target/guests/ticker")
-    _, work, step, pause = spec
-    among = kernels(guest)
-    append = f"console=ttyS0 quiet ticker.mib={work} ticker.step={step} ticker.pause={pause} ticker.seed={number + 1}"
+    """The command line of a guest. Those of a mix have the kernels in turn, and each workload has each."""
+    guests = os.path.join(ROOT, "target/guests")
+    with open(f"{guests}/cache/kernels") as file:
+        kernels = file.read().split()
+    name, work, step, pause = spec
+    of = GUESTS[args.guests]
+    kernel = kernels[(number + number // 4 if args.guests == "real" else number) % len(kernels)] if len(of) > 1 else kernels[0]
+    append = f"console=ttyS0 quiet ticker.mib={work} ticker.step={step} ticker.pause={pause}"
+    initrd, more = f"{guests}/ticker/initrd", []
+    if args.guests in ("real", "large"):
+        initrd = f"{guests}/mix/{kernel}.initrd"
+        append += f" rdinit=/live guest.workload={name[:-1]} guest.seed={number + 1} guest.mib={args.mib * 35 // 100}"
+        more = ["-drive", f"if=none,id=root,file={guests}/mix/root.ext4,format=raw,readonly=on", "-device", "virtio-blk-pci,drive=root"]
+    else:
+        append += f" ticker.seed={number + 1}"
+    if args.guests == "large":
+        disk = f"{args.keep}/disk.qcow2"
+        if not os.path.exists(disk):
+            os.makedirs(args.keep, exist_ok=True)
+            subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", disk, "64M"], check=True)
+        more += ["-drive", f"if=none,id=store,file={disk},format=qcow2", "-device", "virtio-blk-pci,drive=store", "-smp", "2",
+                 "-netdev", "hubport,id=n0,hubid=0", "-device", "virtio-net-pci,netdev=n0,romfile="]
+        more += {"file": ["-object", f"memory-backend-file,id=ram,size={args.mib}M,mem-path=/dev/shm,share=on", "-machine", "memory-backend=ram"],
+                 "huge": ["-object", f"memory-backend-memfd,id=ram,size={args.mib}M,hugetlb=on,hugetlbsize=2M", "-machine",
+                          "memory-backend=ram"], "plain": []}[args.ram]
     return ["-accel", "tcg", "-cpu", "max", "-machine", "q35,vmport=off", "-m", str(args.mib), "-nodefaults", "-no-reboot",
-            "-display", "none", "-device", "vmgenid,guid={vmgenid}", "-kernel", among[number % len(among)],
-            "-initrd", f"{guest}/initrd", "-append", append, "-serial", "file:{dir}/serial",
+            "-display", "none", "-device", "vmgenid,guid={vmgenid}", "-kernel", f"{guests}/mix/{kernel}.vmlinuz",
+            "-initrd", initrd, "-append", append, *more, "-serial", "file:{dir}/serial",
             "-qmp", "unix:{dir}/user.sock,server=on,wait=off", "-qmp", "unix:{dir}/leave.sock,server=on,wait=off"]
 
 
@@ -48,6 +71,13 @@ def qemu(net, host, line, directory, *more):
     line = [arg.replace("{dir}", directory).replace("{vmgenid}", "auto") for arg in line]
     log = open(f"{directory}/log", "w")
     return spawn(net.exec(host, "qemu-system-x86_64", *line, *more), stdout=log, stderr=log)
+
+
+def idle_s():
+    """Seconds that CPUs of this machine have had nothing to do."""
+    with open("/proc/stat") as file:
+        words = file.readline().split()
+    return (int(words[4]) + int(words[5])) / os.sysconf("SC_CLK_TCK")
 
 
 class Watch(threading.Thread):
@@ -89,6 +119,15 @@ class Watch(threading.Thread):
             self.at += [time.time()] * new
 
 
+def await_sweep(args, directories):
+    """More than a sweep over all of the guests' memory; and their disks, where they have some, work."""
+    await_ticks(directories, 70, time.monotonic())
+    for directory in directories if args.guests == "large" else []:
+        with open(f"{directory}/serial", errors="replace") as file:
+            if file.read().count("is right") < 3:
+                raise RuntimeError(f"{directory}: its disk does not work")
+
+
 def figures(source, target):
     """Of one guest, in ms."""
     source.over = target.over = True
@@ -107,26 +146,28 @@ def scatter(args, net, base, guests, mode):
     sources = [Watch(of["dir"]) for of in guests]
     targets = [Watch(f"{base}/c{of['host']}/{of['name']}") for of in guests]
     time.sleep(1.5)
-    before, start = net.sent(), time.monotonic()
+    before, idle, start = net.sent(), idle_s(), time.monotonic()
     with open(f"{base}/send.log", "w") as log:
         sender = spawn(net.exec(0, binary, "send", "--group", "plan.json", "--keys", "keys/src", "--interface", "e0", "--rate",
                                 f"{args.mbit * 96 // 100}M", "--mode", mode, "--report", "report.json"), cwd=base, stdout=log, stderr=log)
         if sender.wait(PATIENCE_S) != 0:
             raise RuntimeError(open(f"{base}/send.log").read())
-    total, sent = time.monotonic() - start, net.sent() - before
-    await_ticks([watch.directory for watch in targets], 70, time.monotonic())
+    total, sent, idle = time.monotonic() - start, net.sent() - before, idle_s() - idle
+    await_sweep(args, [watch.directory for watch in targets])
     report = json.load(open(f"{base}/report.json"))
     told = [{"downtime_told_ms": of["downtime_s"] * 1e3, "evicted_s": of["evicted_s"], "stale_pages": of["stale_pages"],
              "dirty_pages_per_s": of["dirty_pages_per_s"]} for of in report["departures"]]
     vms = [{**figures(*pair), **of} for pair, of in zip(zip(sources, targets), told)]
-    return {"total_s": total, "link_bytes": sent, "encoded_bytes": report["network"]["encoded_bytes"], "vms": vms}
+    return {"total_s": total, "link_bytes": sent, "idle": idle / total / os.cpu_count(), "encoded_bytes":
+            report["network"]["encoded_bytes"], "times": report["times"], "encoding": report["settings"]["encoding"], "vms": vms}
 
 
 def stock(args, net, base, guests, way):
-    """By QEMU's own migration, one after the other."""
-    capabilities = [{"capability": "multifd", "state": way == "multifd"}, {"capability": "postcopy-ram", "state": way == "qemu-postcopy"}]
+    """By QEMU's own migration, one VM after the other or all at once."""
+    how, at_once = way.removesuffix("-at-once"), way.endswith("-at-once")
+    capabilities = [{"capability": "multifd", "state": how == "multifd"}, {"capability": "postcopy-ram", "state": how == "qemu-postcopy"}]
     parameters = {"max-bandwidth": 0}
-    if way == "multifd":
+    if how == "multifd":
         parameters |= {"multifd-compression": "zstd", "multifd-channels": 2}
     for number, of in enumerate(guests):
         of["target"] = f"{base}/t{number}"
@@ -139,27 +180,60 @@ def stock(args, net, base, guests, way):
         monitor.socket.close()
     sources = [Watch(of["dir"]) for of in guests]
     targets = [Watch(of["target"]) for of in guests]
-    time.sleep(1.5)
-    before, start, told = net.sent(), time.monotonic(), []
+    monitors = []
     for of in guests:
-        qmp = Qmp(f"{of['dir']}/leave.sock")
-        qmp("migrate-set-capabilities", capabilities=capabilities)
-        qmp("migrate-set-parameters", **parameters)
-        qmp("migrate", uri=of["uri"])
-        switched = False
-        while (now := qmp("query-migrate"))["status"] != "completed":
-            if now["status"] == "failed" or time.monotonic() - start > PATIENCE_S:
-                raise RuntimeError(f"{of['name']}: {now.get('error-desc', now['status'])}")
-            if way == "qemu-postcopy" and not switched and now.get("ram", {}).get("dirty-sync-count", 0) > 1:
-                qmp("migrate-start-postcopy")
-                switched = True
-            time.sleep(0.003)
-        told.append({"downtime_told_ms": now["downtime"], "evicted_s": time.monotonic() - start,
-                     "postcopy_requests": now["ram"].get("postcopy-requests", 0)})
-    total, sent = time.monotonic() - start, net.sent() - before
-    await_ticks([watch.directory for watch in targets], 70, time.monotonic())
+        monitors.append(Qmp(f"{of['dir']}/leave.sock"))
+        monitors[-1]("migrate-set-capabilities", capabilities=capabilities)
+        monitors[-1]("migrate-set-parameters", **parameters)
+    time.sleep(1.5)
+    before, idle, start = net.sent(), idle_s(), time.monotonic()
+    told, switched = [None] * len(guests), set()
+    waiting, under_way = list(range(len(guests))), []
+    while waiting or under_way:
+        while waiting and (at_once or not under_way):
+            under_way.append(waiting.pop(0))
+            monitors[under_way[-1]]("migrate", uri=guests[under_way[-1]]["uri"])
+        for at in list(under_way):
+            now = monitors[at]("query-migrate")
+            if now["status"] == "completed":
+                under_way.remove(at)
+                told[at] = {"downtime_told_ms": now["downtime"], "evicted_s": time.monotonic() - start,
+                            "postcopy_requests": now["ram"].get("postcopy-requests", 0)}
+            elif now["status"] == "failed" or time.monotonic() - start > PATIENCE_S:
+                raise RuntimeError(f"{guests[at]['name']}: {now.get('error-desc', now['status'])}")
+            elif how == "qemu-postcopy" and at not in switched and now.get("ram", {}).get("dirty-sync-count", 0) > 1:
+                monitors[at]("migrate-start-postcopy")
+                switched.add(at)
+        time.sleep(0.003)
+    total, sent, idle = time.monotonic() - start, net.sent() - before, idle_s() - idle
+    await_sweep(args, [watch.directory for watch in targets])
     vms = [{**figures(*pair), **of} for pair, of in zip(zip(sources, targets), told)]
-    return {"total_s": total, "link_bytes": sent, "vms": vms}
+    return {"total_s": total, "link_bytes": sent, "idle": idle / total / os.cpu_count(), "vms": vms}
+
+
+def boot(args, net, work):
+    """Boots the guests, and saves each once it works; or takes those that were."""
+    os.makedirs(args.keep, exist_ok=True)
+    saved = [{"name": spec[0], "host": 1 + number % args.hosts, "line": machine(args, spec, number),
+              "saved": f"{args.keep}/{args.guests}-{args.mib}-{args.ram}-{spec[0]}"} for number, spec in enumerate(GUESTS[args.guests])]
+    if all(os.path.exists(guest["saved"]) for guest in saved):
+        return saved
+    for number, guest in enumerate(saved):
+        guest["child"] = qemu(net, 0, guest["line"], f"{work}/boot{number}")
+    await_ticks([f"{work}/boot{number}" for number in range(len(saved))], 20, time.monotonic())
+    for number, guest in enumerate(saved):
+        monitor = Qmp(f"{work}/boot{number}/leave.sock")
+        monitor("migrate-set-parameters", **{"max-bandwidth": 0})
+        monitor("migrate", uri=f"file:{guest['saved']}.part")
+        while (now := monitor("query-migrate"))["status"] != "completed":
+            if now["status"] == "failed":
+                raise RuntimeError(f"{guest['name']}: {now.get('error-desc', '')}")
+            time.sleep(0.01)
+        monitor("quit")
+        guest.pop("child").wait(30)
+        os.rename(f"{guest['saved']}.part", guest["saved"])
+    CHILDREN.clear()
+    return saved
 
 
 def sweep(work):
@@ -174,12 +248,12 @@ def sweep(work):
             pass
 
 
-def one(args, net, work, way):
+def one(args, net, work, saved, way):
     base = tempfile.mkdtemp(prefix="e", dir=work)
     guests = []
-    for number, spec in enumerate(GUESTS[args.guests]):
-        guest = {"name": spec[0], "dir": f"{base}/v{number}", "line": machine(args, spec, number), "host": 1 + number % args.hosts}
-        qemu(net, 0, guest["line"], guest["dir"])
+    for number, known in enumerate(saved):
+        guest = {**known, "dir": f"{base}/v{number}"}
+        qemu(net, 0, guest["line"], guest["dir"], "-incoming", f"file:{guest['saved']}")
         guests.append(guest)
     await_ticks([of["dir"] for of in guests], 70, time.monotonic())
     load = os.getloadavg()[0]
@@ -191,7 +265,7 @@ def one(args, net, work, way):
     sweep(base)
     shutil.rmtree(base)
     median = lambda name: sorted(of[name] for of in run["vms"])[len(run["vms"]) // 2]
-    print(f"{'scatter' if ours else 'QEMU'}, {way}: {run['total_s']:.2f} s in all, link {run['link_bytes'] / 1e6:.1f} MB; stopped "
+    print(f"{args.mbit} Mbit/s, {'scatter' if ours else 'QEMU'}, {way}: {run['total_s']:.2f} s in all, link {run['link_bytes'] / 1e6:.1f} MB, CPUs idle {run['idle']:.0%}; stopped "
           f"{median('stopped_ms'):.0f} ms, silent {median('silent_ms'):.0f} ms (a tick takes {median('tick_p50_ms'):.0f} ms), ten ticks "
           f"{median('ten_ticks_ms'):.0f} ms (medians of {len(run['vms'])}); load {load:.1f}", flush=True)
     return {"what": way, "load": load, **run}
@@ -202,19 +276,31 @@ def main():
     parser.add_argument("--scatter", default=os.path.join(ROOT, "target/release/scatter"))
     parser.add_argument("--guests", default="busy", choices=sorted(GUESTS))
     parser.add_argument("--mib", type=int, default=256, help="memory of each guest")
+    parser.add_argument("--ram", default="plain", choices=["plain", "file", "huge"], help="of large: file on /dev/shm, huge pages of 2 MiB")
     parser.add_argument("--hosts", type=int, default=1)
-    parser.add_argument("--mbit", type=int, default=1000, help="rate of each link")
+    parser.add_argument("--mbit", default="1000", help="rate of each link; several: one after the other")
     parser.add_argument("--repeat", type=int, default=1)
-    parser.add_argument("--only", help="default: hybrid,qemu-postcopy for busy; hybrid,precopy,default,multifd,qemu-postcopy for mix")
+    parser.add_argument("--only", help="default: " + "; ".join(f"{ways} for {guests}" for guests, ways in WAYS.items()))
+    parser.add_argument("--keep", help="a directory where the saved guests stay, for a later run")
     parser.add_argument("--out")
     args = parser.parse_args()
-    ways = args.only or {"busy": "hybrid,qemu-postcopy", "mix": "hybrid,precopy,default,multifd,qemu-postcopy"}[args.guests]
-    net, work = Net(args.hosts, args.mbit), tempfile.mkdtemp(prefix="qb", dir="/dev/shm")
-    result = {"guests": GUESTS[args.guests], "mib": args.mib, "hosts": args.hosts, "mbit": args.mbit, "command": " ".join(sys.argv),
+    # Whatever ends this ends its guests.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))
+    work = tempfile.mkdtemp(prefix="qb", dir="/dev/shm")
+    args.keep = args.keep or work
+    rates = [int(rate) for rate in args.mbit.split(",")]
+    args.mbit = rates[0]
+    net = Net(args.hosts, args.mbit)
+    result = {"guests": GUESTS[args.guests], "mib": args.mib, "hosts": args.hosts, "command": " ".join(sys.argv),
               "kernel": platform.release(), "cpus": os.cpu_count(), "runs": []}
     try:
-        for _ in range(args.repeat):
-            result["runs"] += [one(args, net, work, way) for way in ways.split(",")]
+        saved = boot(args, net, work)
+        for args.mbit in rates:
+            net.close()
+            net = Net(args.hosts, args.mbit)
+            for _ in range(args.repeat):
+                for way in (args.only or WAYS[args.guests]).split(","):
+                    result["runs"].append({"mbit": args.mbit, **one(args, net, work, saved, way)})
     finally:
         for child in CHILDREN:
             if child.poll() is None:

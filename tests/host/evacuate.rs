@@ -158,6 +158,13 @@ impl Evacuation {
         assert!(!Self::ticks_in(&self.source_dir(vm), Duration::from_millis(300)), "v{vm} runs twice");
     }
 
+    /// Nothing of VMs that left is in their source's memory, and not even a directory for it.
+    #[track_caller]
+    fn check_nothing_left(&self) {
+        let memory = fs::read_to_string(self.fleet.dir().join("plan.json.handover/memory")).expect("a note");
+        assert!(!Path::new(&memory).exists(), "{memory} is still there");
+    }
+
     /// The VM ticks at its source, and nowhere else.
     #[track_caller]
     pub(crate) fn check_stayed(&self, vm: u16) {
@@ -246,6 +253,7 @@ fn a_running_vm_moves_in_each_mode_without_loss_and_with_one_percent() {
         println!("{}", evacuation.fleet.receiver(1).said());
         check_report(&sent.ok(), 1, 128 << 8);
         evacuation.check_moved(0);
+        evacuation.check_nothing_left();
         evacuation.settle();
     }
 }

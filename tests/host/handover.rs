@@ -7,9 +7,11 @@ use crate::qemu::{ticks, wait_for_ticks};
 use crate::sending::Sending;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+use vmm::qemu::Qmp;
 
 /// Slow enough for a fault in the middle: a guest takes some seconds.
 const SLOW: &str = "60M";
@@ -146,6 +148,17 @@ impl Hop {
         let row = format!("| {} | {fault} | {outcome} |", step.words());
         println!("{} {row}", self.turn);
         self.rows.push(row);
+    }
+}
+
+/// A QEMU in post-copy shuts its socket, as if that broke.
+fn cut_socket(dir: &Path) {
+    let mut qmp = Qmp::connect(dir.join("leave.sock"), PATIENCE).expect("its second monitor");
+    let deadline = Instant::now() + PATIENCE;
+    // Refused until it is in post-copy.
+    while let Err(error) = qmp.execute_out_of_band("migrate-pause", Value::Null) {
+        assert!(Instant::now() < deadline, "{error}");
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
@@ -297,6 +310,18 @@ fn once_it_is_its_hosts(hop: &mut Hop) {
     hop.end(
         step,
         "receiver killed and started again",
+        Found::Moves,
+        "runs at its host, by post-copy recovery",
+    );
+
+    let sending = hop.begin(step);
+    cut_socket(&hop.new_place());
+    sending.finish().ok();
+    let said = hop.evacuation.fleet.receiver(1).said();
+    assert!(said.contains("the link to a VM broke: it is made anew"), "{said}");
+    hop.end(
+        step,
+        "socket between receiver and QEMU cut",
         Found::Moves,
         "runs at its host, by post-copy recovery",
     );

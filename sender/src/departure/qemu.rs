@@ -242,15 +242,19 @@ fn stood(
     Ok(Stood { newest, attachments: vec![("state".to_owned(), state)] })
 }
 
-/// Lets a VM run on that an earlier process left, and forgets it; not one that was handed over.
+/// Lets a VM run on that an earlier process left, removes what that took of it (into the directory `memory`, if that is known),
+/// and forgets it; not one that was handed over.
 ///
 /// # Errors
 /// [`DepartureError`]: it may stand.
-pub fn put_right(leaving: &Leaving, journal: &Journal) -> Result<(), DepartureError> {
+pub fn put_right(leaving: &Leaving, journal: &Journal, memory: Option<&Path>) -> Result<(), DepartureError> {
     if journal.is_decided(&leaving.vm) {
         return Err(QemuError::refused("it was handed over: its host may run it already").into());
     }
     resume_stopped(&mut Qmp::connect(&leaving.monitor, MONITOR_WITHIN)?)?;
+    if let Some(memory) = memory {
+        Files(memory.join(&leaving.vm)).remove();
+    }
     Ok(journal.forget(&leaving.vm)?)
 }
 

@@ -6,7 +6,6 @@ use crate::cli::clones::Cancel;
 use crate::cli::exit::{Coded, Exit, Failure, Outcome};
 use crate::commands::read_plan;
 use crate::commands::send::leave::{self, StatusFile};
-use sender::departure::put_right;
 use sender::driver::DepartureOutcome;
 use sender::handover::State;
 use sender::handover::journal::Journal;
@@ -45,7 +44,7 @@ pub(crate) fn run(args: &Cancel) -> Outcome {
                 match journal.find(&vm.name).or_exit(Exit::System)? {
                     None => println!("{}: runs here, and nothing of it is under way", vm.name),
                     Some(leaving) => {
-                        put_right(&leaving, &journal).or_exit(Exit::System)?;
+                        leave::put_right(&leaving, &journal, &folder)?;
                         println!("{}: runs here again", vm.name);
                     }
                 }

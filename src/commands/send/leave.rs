@@ -13,7 +13,9 @@ use sender::guests::GuestInput;
 use sender::handover::State;
 use sender::handover::journal::{Journal, Leaving};
 use serde::{Deserialize, Serialize};
+use std::ffi::OsString;
 use std::fs::File;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -26,6 +28,8 @@ use wire::control::{LeaveOffer, Paging};
 const MONITOR: &str = "qmp:";
 /// Where memory of leaving VMs stands by default: it must be a tmpfs.
 const MEMORY: &str = "/dev/shm";
+/// Beside the journal: where it stands.
+const MEMORY_NOTE: &str = "memory";
 
 /// The folder beside a plan.
 pub(crate) fn folder(plan_file: &Path) -> PathBuf {
@@ -113,6 +117,7 @@ pub(super) struct Leave {
     pub(super) pace: Pace,
     pub(super) cancel: Arc<AtomicBool>,
     folder: PathBuf,
+    memory: PathBuf,
     lock: File,
 }
 
@@ -156,7 +161,9 @@ pub(super) fn begin(args: &Send, plan: &Plan, interrupt: &AtomicBool) -> Outcome
         let host_name = plan.hosts[usize::from(host)].name.clone();
         tasks.push((usize::from(host), Leaving { vm: vm.name.clone(), host: host_name, monitor }));
     }
-    let begun = first_passes(&tasks, &journal, &memory, interrupt)?;
+    // For whoever comes after a sender that died.
+    std::fs::write(folder.join(MEMORY_NOTE), memory.as_os_str().as_encoded_bytes()).or_exit(Exit::System)?;
+    let begun = first_passes(&tasks, &journal, &memory, interrupt).inspect_err(|_| remove_empty(&memory))?;
     let whole = args.mode == Mode::Precopy;
     let (mut images, mut guests, mut departures) = (Vec::new(), Vec::new(), Vec::new());
     for ((vm, (host, leaving)), departure) in (0..).zip(tasks).zip(begun) {
@@ -178,7 +185,7 @@ pub(super) fn begin(args: &Send, plan: &Plan, interrupt: &AtomicBool) -> Outcome
     let pace =
         Pace { mode: args.mode, downtime_limit: args.downtime_limit, precopy_timeout: args.precopy_timeout };
     let cancel = Arc::default();
-    Ok(Some(Leave { images, guests, departures, journal, pace, cancel, folder, lock }))
+    Ok(Some(Leave { images, guests, departures, journal, pace, cancel, folder, memory, lock }))
 }
 
 /// Each on a thread; if one fails, all run on.
@@ -219,15 +226,38 @@ impl Leave {
     /// What tells others how the VMs fare, and hears them.
     pub(super) fn watch(&self) -> Outcome<Watch> {
         let lock = self.lock.try_clone().or_exit(Exit::System)?;
-        Ok(Watch { folder: self.folder.clone(), cancel: Arc::clone(&self.cancel), _lock: lock })
+        let (folder, memory) = (self.folder.clone(), self.memory.clone());
+        Ok(Watch { folder, memory, cancel: Arc::clone(&self.cancel), _lock: lock })
     }
 }
 
 /// See [`Leave::watch`].
 pub(super) struct Watch {
     folder: PathBuf,
+    memory: PathBuf,
     cancel: Arc<AtomicBool>,
     _lock: File,
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        remove_empty(&self.memory);
+    }
+}
+
+/// Removes the directory of VMs' memory, unless one that was handed over still has its pages there.
+fn remove_empty(memory: &Path) {
+    // Not there, or not empty: both are well.
+    let _ = std::fs::remove_dir(memory);
+}
+
+/// A VM that an earlier sender left, and that was not handed over, runs on, and what was taken of it is removed.
+pub(crate) fn put_right(leaving: &Leaving, journal: &Journal, folder: &Path) -> Outcome<()> {
+    let memory =
+        std::fs::read(folder.join(MEMORY_NOTE)).ok().map(|path| PathBuf::from(OsString::from_vec(path)));
+    sender::departure::put_right(leaving, journal, memory.as_deref()).or_exit(Exit::System)?;
+    memory.iter().for_each(|memory| remove_empty(memory));
+    Ok(())
 }
 
 impl Watch {

@@ -157,13 +157,20 @@ impl Moving<'_> {
         if !self.ward.may_run() {
             return Err(words(error));
         }
-        tracing::warn!(
-            name = self.spec.name,
-            error = words(error),
-            "the link to a VM broke: it is made anew"
-        );
-        std::thread::sleep(RECOVER_AFTER);
-        self.recovered()
+        let mut why = words(error);
+        loop {
+            tracing::warn!(name = self.spec.name, error = why, "the link to a VM broke: it is made anew");
+            std::thread::sleep(RECOVER_AFTER);
+            match self.recovered() {
+                Err(_) if self.ward.is_stopped() => return Ok(None),
+                // Its QEMU may be busy, or the link broke again in between; as long as it lives, it has the VM.
+                Err(again) => {
+                    self.vm.alive()?;
+                    why = again;
+                }
+                recovered => return recovered,
+            }
+        }
     }
 
     /// This process ends, or the VM stays at its source: then it ends here.

@@ -16,6 +16,8 @@ mod drive;
 mod pages;
 mod script;
 mod template;
+#[cfg(test)]
+mod tests;
 
 pub use template::{TemplateVm, template_backend};
 
