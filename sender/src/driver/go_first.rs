@@ -12,7 +12,7 @@ const FIRST_MAX: Duration = Duration::from_secs(1);
 /// When no clone has waited for a page for so long, they have what they need.
 const QUIET: Duration = Duration::from_millis(30);
 /// Answers may take this part of the bytes that are to be sent. Beyond, what clones touch is no small working set, and blocks bring it to all at once.
-const BUDGET_PART: u64 = 20;
+const BUDGET_PART: u64 = 32;
 
 /// What it goes by. No clock here.
 #[derive(Default)]
@@ -85,8 +85,8 @@ mod tests {
     #[test]
     fn clones_that_fault_on_and_on_or_do_not_start_do_not_hold_up_the_rest() {
         let with_faults = || GoFirst { last_fault: Some(500 * MS), ..GoFirst::new(1, 1 << 20) };
-        assert!(with_faults().judge(false, (1 << 20) / 20 - 1, 510 * MS));
-        assert!(!with_faults().judge(false, (1 << 20) / 20, 510 * MS), "that is no small working set");
+        assert!(with_faults().judge(false, (1 << 20) / BUDGET_PART - 1, 510 * MS));
+        assert!(!with_faults().judge(false, (1 << 20) / BUDGET_PART, 510 * MS), "that is no small working set");
         assert!(GoFirst::new(1, 1 << 20).judge(true, 1 << 20, 999 * MS), "none runs yet");
         assert!(!GoFirst::new(1, 1 << 20).judge(true, 0, 1000 * MS));
     }
