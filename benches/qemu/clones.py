@@ -73,6 +73,11 @@ class Qmp:
         self.file.readline()
         self("qmp_capabilities")
 
+    def close(self):
+        # The socket stays open as long as a file of it is.
+        self.file.close()
+        self.socket.close()
+
     def __call__(self, command, **arguments):
         self.file.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
         self.file.flush()
@@ -296,7 +301,7 @@ def main():
                 else:
                     qmp = Qmp(f"{source}/user.sock")
                     run = stock(args, net, work, source, qmp, name == "multifd")
-                    qmp.socket.close()
+                    qmp.close()
                     print(f"QEMU, {name}: last of {args.clones} ticked after {run['last_first_tick_s']:.2f} s, all memory after "
                           f"{run['all_memory_s']:.2f} s; link {run['link_bytes'] / 1e6:.1f} MB; load {load:.1f}")
                 count = ticks(source)

@@ -177,7 +177,7 @@ def stock(args, net, base, guests, way):
         monitor("migrate-set-parameters", **{name: value for name, value in parameters.items() if name != "max-bandwidth"})
         of["uri"] = f"tcp:10.78.0.{of['host'] + 1}:{7800 + number}"
         monitor("migrate-incoming", uri=of["uri"])
-        monitor.socket.close()
+        monitor.close()
     sources = [Watch(of["dir"]) for of in guests]
     targets = [Watch(of["target"]) for of in guests]
     monitors = []

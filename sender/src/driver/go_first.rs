@@ -86,7 +86,10 @@ mod tests {
     fn clones_that_fault_on_and_on_or_do_not_start_do_not_hold_up_the_rest() {
         let with_faults = || GoFirst { last_fault: Some(500 * MS), ..GoFirst::new(1, 1 << 20) };
         assert!(with_faults().judge(false, (1 << 20) / BUDGET_PART - 1, 510 * MS));
-        assert!(!with_faults().judge(false, (1 << 20) / BUDGET_PART, 510 * MS), "that is no small working set");
+        assert!(
+            !with_faults().judge(false, (1 << 20) / BUDGET_PART, 510 * MS),
+            "that is no small working set"
+        );
         assert!(GoFirst::new(1, 1 << 20).judge(true, 1 << 20, 999 * MS), "none runs yet");
         assert!(!GoFirst::new(1, 1 << 20).judge(true, 0, 1000 * MS));
     }

@@ -68,6 +68,8 @@ impl Driver {
         options: &EmitOptions,
     ) -> Result<(), QemuError> {
         self.advise(outline);
+        // As for a clone: no huge pages to be cleared for pages that come in any order.
+        self.discard(outline);
         let state = self.feed(switch)?;
         if (&state.prefix, state.section, &state.early, &state.blocks)
             != (&outline.prefix, outline.section, &outline.early, &outline.blocks)

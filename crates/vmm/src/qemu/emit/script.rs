@@ -117,7 +117,7 @@ impl Driver {
     }
 
     /// Whatever QEMU has in pages that it was not sent is stale.
-    fn discard(&mut self, state: &DeviceState) {
+    pub(super) fn discard(&mut self, state: &DeviceState) {
         let queue = self.queue.as_ref().expect("made at the beginning");
         for (index, block) in state.blocks.iter().enumerate() {
             for runs in queue.unsent(index).chunks(RANGES_MAX) {
