@@ -10,14 +10,7 @@ while (1) {
         if ( rand() < 0.1 ) {
             delete $records{ $ids[$at] };
             $ids[$at] = sprintf '%08x-%04d', int rand 2**32, $n++;
-            $records{ $ids[$at] } = {
-                name   => "user-$n",
-                city   => $cities[ rand @cities ],
-                mail   => "user$n\@example.org",
-                score  => rand,
-                visits => [ map { int rand 1_000_000 } 1 .. 8 ],
-                note   => 'seen ' . ( '.' x rand 60 ),
-            };
+            $records{ $ids[$at] } = record($n);
         }
     }
     select undef, undef, undef, 0.05;

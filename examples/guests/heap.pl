@@ -9,6 +9,18 @@ my @cities = qw(Oslo Lagos Lima Osaka Pune Quito Turin York Accra Bergen Cairo D
 my %records;
 my $n = 0;
 
+sub record {
+    my ($n) = @_;
+    return {
+        name   => "user-$n",
+        city   => $cities[ rand @cities ],
+        mail   => "user$n\@example.org",
+        score  => rand,
+        visits => [ map { int rand 1_000_000 } 1 .. 8 ],
+        note   => 'seen ' . ( '.' x rand 60 ),
+    };
+}
+
 sub resident_mib {
     open my $f, '<', '/proc/self/statm' or die "statm: $!";
     my @fields = split ' ', <$f>;
@@ -18,14 +30,7 @@ sub resident_mib {
 while (1) {
     for ( 1 .. 500 ) {
         my $id = sprintf '%08x-%04d', int rand 2**32, $n++;
-        $records{$id} = {
-            name   => "user-$n",
-            city   => $cities[ rand @cities ],
-            mail   => "user$n\@example.org",
-            score  => rand,
-            visits => [ map { int rand 1_000_000 } 1 .. 8 ],
-            note   => 'seen ' . ( '.' x rand 60 ),
-        };
+        $records{$id} = record($n);
     }
     last if resident_mib() >= $mib;
 }
