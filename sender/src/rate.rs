@@ -33,8 +33,13 @@ impl RateConfig {
     pub const AUTO: Self = Self::Auto { min: 1_250_000, init: 125_000_000, max: 50_000_000_000 };
 }
 
-/// A late wake-up may be made up for by so much at once.
-const SLACK: Duration = Duration::from_millis(2);
+/// A late wake-up may be made up for by so much at once: by this many bytes, which switches and hosts have buffers for, but by no
+/// more and no less than these times. On a host whose CPUs guests have in use, a thread that sleeps for a millisecond may be back
+/// after twenty. A rate that is searched for may be above the path's: its queues are full without bursts.
+const SLACK_BYTES: u64 = 512 << 10;
+const SLACK_MIN: Duration = Duration::from_millis(2);
+const SLACK_MAX: Duration = Duration::from_millis(20);
+const SLACK_MAX_SEARCHING: Duration = Duration::from_millis(4);
 
 /// What is sent beside datagrams (answers to page faults, which wait for nothing) holds datagrams up for three of four parts of the time
 /// at most: blocks bring pages to all hosts at once, so guests that fault faster than the link can answer must not keep them from it.
@@ -96,7 +101,9 @@ impl Pacer {
     }
 
     fn hold(&mut self, now: Duration, time: Duration) {
-        self.next_at = self.next_at.max(now.saturating_sub(SLACK)) + time;
+        let most = if self.search.is_some() { SLACK_MAX_SEARCHING } else { SLACK_MAX };
+        let slack = self.time_of(SLACK_BYTES).clamp(SLACK_MIN, most);
+        self.next_at = self.next_at.max(now.saturating_sub(slack)) + time;
     }
 
     fn time_of(&self, bytes: u64) -> Duration {

@@ -30,6 +30,36 @@ fn settle(capacity: f64, random: f64, hosts: usize) -> f64 {
     sum
 }
 
+/// Who wakes up late makes up for it, but never by more than buffers on the way take.
+#[test]
+fn late_wake_ups_cost_no_rate_within_bounds() {
+    for (bytes_per_s, at_once_ms) in [(1_000_000, 20), (31_250_000, 16), (125_000_000, 4), (1_250_000_000, 2)]
+    {
+        let mut pacer = Pacer::new(RateConfig::Fixed(bytes_per_s));
+        let (mut now, mut sent) = (Duration::from_secs(1), 0);
+        for _ in 0..100 {
+            // A thread that comes back 3 ms after it may send again, and sends all it may.
+            while pacer.is_ready(now) {
+                pacer.spend(now, bytes_per_s / 2000);
+                sent += bytes_per_s / 2000;
+            }
+            now = pacer.ready_at(now) + Duration::from_millis(3);
+        }
+        let share = sent as f64 / bytes_per_s as f64 / (now - Duration::from_secs(1)).as_secs_f64();
+        assert!(if at_once_ms > 3 { share > 0.99 } else { share > 0.5 }, "{bytes_per_s}: {share}");
+        // After a second of nothing.
+        now += Duration::from_secs(1);
+        let before = sent;
+        while pacer.is_ready(now) {
+            pacer.spend(now, 1000);
+            sent += 1000;
+        }
+        let at_once = (sent - before) as f64 / bytes_per_s as f64 * 1e3;
+        let most = f64::from(at_once_ms) + 1e6 / bytes_per_s as f64;
+        assert!((f64::from(at_once_ms)..=most + 0.8).contains(&at_once), "{bytes_per_s}: {at_once} ms");
+    }
+}
+
 /// On a fast path a tenth of a second is enough for the rate to be no limit any more.
 #[test]
 fn a_fast_path_is_used_soon() {
