@@ -197,7 +197,7 @@ impl Site {
             replace: false,
             once: false,
             measurable: Vec::new(),
-            guests: GuestConfig { launchers: vec![Arc::clone(launcher) as Arc<dyn Launch>] },
+            guests: GuestConfig { launchers: vec![Arc::clone(launcher) as Arc<dyn Launch>], nice: None },
             orphan_timeout: PATIENCE,
         };
         let stop = Arc::new(AtomicBool::new(false));

@@ -238,6 +238,10 @@ pub(crate) struct Send {
     /// Where the memory of VMs that run here is kept meanwhile, on a tmpfs. Default: /dev/shm
     #[arg(long, value_name = "DIR")]
     pub(crate) memory: Option<PathBuf>,
+    /// Nice value of this sender while VMs that run here leave: 0 if it shall not be more urgent than guests
+    #[arg(long, value_name = "N", default_value_t = usage::priority::MOVING, allow_negative_numbers = true,
+          value_parser = clap::value_parser!(i32).range(-20..=19))]
+    pub(crate) nice: i32,
 }
 
 /// Makes an HTML page of a report

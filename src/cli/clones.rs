@@ -275,6 +275,10 @@ pub(crate) struct Programs {
     /// File of machines for `--launch qemu` (TOML, or JSON if it ends in .json; docs/qemu.md); may be given more than once
     #[arg(long, value_name = "FILE")]
     pub(crate) qemu: Vec<PathBuf>,
+    /// Nice value of this receiver while VMs move here, not of their QEMUs: 0 if it shall not be more urgent than guests. Default:
+    /// -5, where that is allowed
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(-20..=19))]
+    pub(crate) nice: Option<i32>,
 }
 
 impl Programs {
@@ -295,6 +299,7 @@ impl Programs {
             } else {
                 self.qemu
             },
+            nice: self.nice.or(file.nice),
         }
     }
 }

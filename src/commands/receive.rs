@@ -101,7 +101,10 @@ fn configure(args: &Receive) -> Outcome<ServiceConfig> {
         name,
         listen: listen.unwrap_or_else(|| LISTEN.parse().expect("a constant address")),
         interface,
-        guests: GuestConfig { launchers: launchers::launchers(&kinds, &programs, &store)? },
+        guests: GuestConfig {
+            launchers: launchers::launchers(&kinds, &programs, &store)?,
+            nice: Some(programs.nice.unwrap_or(usage::priority::MOVING)),
+        },
         store,
         identity: Arc::new(identity),
         rcvbuf_bytes: args.rcvbuf.or(file.rcvbuf).unwrap_or(RCVBUF_BYTES),

@@ -90,7 +90,7 @@ impl World {
                 replace: false,
                 once: false,
                 measurable: Vec::new(),
-                guests: GuestConfig { launchers: vec![Arc::clone(&launcher) as Arc<dyn Launch>] },
+                guests: GuestConfig { launchers: vec![Arc::clone(&launcher) as Arc<dyn Launch>], nice: None },
                 orphan_timeout: Duration::from_secs(60),
             };
             Receiver::start(config)

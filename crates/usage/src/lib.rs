@@ -1,6 +1,8 @@
-//! What this process costs: CPU time and memory, for reports.
+//! What this process costs: CPU time and memory, for reports; and how urgent it is beside others.
 
 #![forbid(unsafe_code)]
+
+pub mod priority;
 
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeVal;

@@ -1,7 +1,9 @@
 //! Programs that run clones: what a host may start is told by its own configuration, never by a sender.
 
+use crossbeam_channel::{Receiver, Sender, bounded};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 use vmm::lazy::LazyImage;
 use wire::control::FaultFigures;
 
@@ -94,6 +96,8 @@ pub struct Ward {
     monitor: Mutex<String>,
     outlive: OnceLock<Box<dyn Fn() + Send + Sync>>,
     late: OnceLock<Attached>,
+    /// Something was said to it that it may be waiting for.
+    news: (Sender<()>, Receiver<()>),
 }
 
 impl Ward {
@@ -110,6 +114,7 @@ impl Ward {
             monitor: Mutex::default(),
             outlive: OnceLock::new(),
             late: OnceLock::new(),
+            news: bounded(1),
         }
     }
 
@@ -130,9 +135,10 @@ impl Ward {
     /// Its vCPUs may start.
     pub fn go(&self) {
         self.may_run.store(true, Ordering::Release);
+        self.wake();
     }
 
-    /// Whether its vCPUs may start. Looked at often while it stands.
+    /// Whether its vCPUs may start. [`wait`](Self::wait) ends when they may.
     #[must_use]
     pub fn may_run(&self) -> bool {
         self.may_run.load(Ordering::Acquire)
@@ -147,6 +153,18 @@ impl Ward {
     pub fn give(&self, attachments: Attached) {
         // They come once: later ones say the same.
         let _ = self.late.set(attachments);
+        self.wake();
+    }
+
+    fn wake(&self) {
+        // Full: it is about to be woken.
+        let _ = self.news.0.try_send(());
+    }
+
+    /// Waits until it is told something ([`give`](Self::give), [`go`](Self::go), [`stop`](Self::stop)), for so long at most.
+    pub fn wait(&self, at_most: Duration) {
+        // Whether there is news or it is time: whoever waits looks at all of it.
+        let _ = self.news.1.recv_timeout(at_most);
     }
 
     /// What was [given](Self::give).
@@ -205,6 +223,7 @@ impl Ward {
     /// Asks the clone to end.
     pub fn stop(&self) {
         self.stop.store(true, Ordering::Release);
+        self.wake();
     }
 
     /// Whether it is to end. Looked at some times a second.

@@ -46,6 +46,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 use taking::Taking;
+use usage::priority::Raised;
 use vmm::lazy::{LazyImage, Origin};
 use wire::control::{Attachment, CloneOffer, CloneStatus, FirstTouched, GuestOffer, GuestState, ToSender};
 use working::WorkingSet;
@@ -55,6 +56,8 @@ use working::WorkingSet;
 pub struct GuestConfig {
     /// The programs; an offer of another kind is refused.
     pub launchers: Vec<Arc<dyn Launch>>,
+    /// Nice value of this process while VMs move here; `None` leaves it as it is.
+    pub nice: Option<i32>,
 }
 
 struct GuestVm {
@@ -115,6 +118,8 @@ pub struct Guests {
     scratch: Scratch,
     /// Clones that were ended because their transfer was cancelled.
     gone: Vec<CloneStatus>,
+    /// While VMs move here.
+    _raised: Option<Raised>,
 }
 
 impl Guests {
@@ -154,6 +159,12 @@ impl Guests {
         notes: HandOvers,
     ) -> Result<Self, GuestError> {
         let (out, events) = unbounded();
+        let moves = offers.iter().any(|offer| offer.leaves.is_some());
+        let raised = config.nice.filter(|_| moves).and_then(|nice| {
+            let words =
+                "this receiver is no more urgent than guests: VMs take longer to move here beside busy ones";
+            Raised::to(nice).inspect_err(|error| tracing::warn!(%error, nice, "{words}")).ok()
+        });
         let mut vms: Vec<GuestVm> = Vec::with_capacity(offers.len());
         for offer in offers {
             if vms.iter().any(|vm| vm.offer.vm == offer.vm) {
@@ -183,7 +194,8 @@ impl Guests {
             vms.push(vm);
         }
         let (waker, messages, scratch) = (Arc::clone(waker), VecDeque::new(), Scratch::new());
-        let mut guests = Self { vms, waker, out, events, messages, notes, scratch, gone: Vec::new() };
+        let mut guests =
+            Self { vms, waker, out, events, messages, notes, scratch, gone: Vec::new(), _raised: raised };
         guests.feed_ahead();
         Ok(guests)
     }

@@ -101,11 +101,13 @@ impl Transfer {
                 }
             },
         };
-        // One after the other, so that each stands for a short time.
+        // Those of a host one after the other, so that each stands for a short time.
+        let host = leaver.host;
         let busy = |leaver: &Leaver| {
-            leaver.stopping
+            let under_way = leaver.stopping
                 || leaver.state == State::Paused
-                || leaver.state == State::HandedOver && leaver.figures.running.is_none() && !leaver.over
+                || leaver.state == State::HandedOver && leaver.figures.running.is_none() && !leaver.over;
+            leaver.host == host && under_way
         };
         if stop && !self.departures.list.iter().any(busy) {
             let leaver = &mut self.departures.list[index];

@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+use usage::priority::Raised;
 use vmm::image::MappedImage;
 use wire::control::{LeaveOffer, Paging};
 
@@ -119,6 +120,8 @@ pub(super) struct Leave {
     folder: PathBuf,
     memory: PathBuf,
     lock: File,
+    /// For as long as VMs leave.
+    _raised: Option<Raised>,
 }
 
 /// Takes the first pass over each VM, all at once; nothing if the plan's images are files.
@@ -161,6 +164,9 @@ pub(super) fn begin(args: &Send, plan: &Plan, interrupt: &AtomicBool) -> Outcome
         let host_name = plan.hosts[usize::from(host)].name.clone();
         tasks.push((usize::from(host), Leaving { vm: vm.name.clone(), host: host_name, monitor }));
     }
+    let raised = Raised::to(args.nice).inspect_err(|error| {
+        tracing::warn!(%error, nice = args.nice, "this sender is no more urgent than guests: the transfer takes longer beside busy ones");
+    });
     // For whoever comes after a sender that died.
     std::fs::write(folder.join(MEMORY_NOTE), memory.as_os_str().as_encoded_bytes()).or_exit(Exit::System)?;
     let begun = first_passes(&tasks, &journal, &memory, interrupt).inspect_err(|_| remove_empty(&memory))?;
@@ -185,7 +191,8 @@ pub(super) fn begin(args: &Send, plan: &Plan, interrupt: &AtomicBool) -> Outcome
     let pace =
         Pace { mode: args.mode, downtime_limit: args.downtime_limit, precopy_timeout: args.precopy_timeout };
     let cancel = Arc::default();
-    Ok(Some(Leave { images, guests, departures, journal, pace, cancel, folder, memory, lock }))
+    let _raised = raised.ok();
+    Ok(Some(Leave { images, guests, departures, journal, pace, cancel, folder, memory, lock, _raised }))
 }
 
 /// Each on a thread; if one fails, all run on.

@@ -121,7 +121,8 @@ impl Moving<'_> {
             } else if emitter.is_none() && running {
                 self.status("moved here, all of it");
             }
-            std::thread::sleep(if running { LOOK } else { GLANCE });
+            // QEMU does not say when it has loaded the devices; for all else somebody says when it is time.
+            self.ward.wait(if loaded || awaits_state { LOOK } else { GLANCE });
         }
     }
 
