@@ -154,7 +154,7 @@ def receivers(args, net, base, machine, vms):
     binary = os.path.abspath(args.scatter)
     hosts = range(1, args.hosts + 1)
     with open(f"{base}/machine.json", "w") as file:
-        json.dump({"qemu": [machine | {"end-with-receiver": True}]}, file)
+        json.dump({"qemu": [machine | {"end-with-receiver": True, "warm": args.warm}]}, file)
     run = lambda *line: subprocess.run([binary, *line], cwd=base, check=True, capture_output=True)
     run("keys", "init", "keys")
     run("keys", "host", "keys", "src", "--role", "sender")
@@ -269,10 +269,13 @@ def main():
     parser.add_argument("--hosts", type=int, default=4)
     parser.add_argument("--mbit", type=int, default=1000, help="rate of each link")
     parser.add_argument("--memory", default="private", choices=["private", "shared"])
+    parser.add_argument("--warm", type=int, help="QEMUs that wait at each host, as stock ones do; default: as many as come")
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--only", default="rehearsed,captured,running,default,multifd")
     parser.add_argument("--out")
     args = parser.parse_args()
+    if args.warm is None:
+        args.warm = -(-args.clones // args.hosts) if args.memory == "private" else 0
     net, work, result = Net(args.hosts, args.mbit), tempfile.mkdtemp(prefix="qb", dir="/dev/shm"), None
     try:
         source = f"{work}/src"

@@ -71,6 +71,10 @@ fn launcher(
             clones: clones.to_owned(),
             tap: programs.tap.clone(),
         })?),
-        LaunchKind::Qemu => Arc::new(Qemus::new(machines, clones)?),
+        LaunchKind::Qemu => {
+            let mut qemus = Qemus::new(machines, clones)?;
+            qemus.keep_warm()?;
+            Arc::new(qemus)
+        }
     })
 }

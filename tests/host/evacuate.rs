@@ -2,14 +2,14 @@
 //! only, whatever is killed, cut or full on the way.
 
 use crate::fleet::{Fleet, PATIENCE, name};
-use crate::qemu::{BOOT_WITHIN, Machine, Sweep, linux, ticks, wait_for_ticks};
+use crate::qemu::{BOOT_WITHIN, Machine, Sweep, linux, taken_warm, ticks, wait_for_ticks};
 use crate::sending::{Sending, Sent};
 use lab::hosts::{LabOptions, Loss, Scope};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use vmm::qemu::{Identity, Vm};
+use vmm::qemu::{Identity, Launch, Vm};
 
 /// The source's VMs, and hosts for them.
 pub(crate) struct Evacuation {
@@ -19,6 +19,7 @@ pub(crate) struct Evacuation {
     places: Vec<PathBuf>,
     _sweep: Sweep,
     pub(crate) fleet: Fleet,
+    launch: Launch,
     mib: u32,
     sweep: usize,
 }
@@ -35,8 +36,7 @@ impl Evacuation {
         let sweep = Sweep(fleet.dir().to_owned());
         let Machine { launch, mib, sweep: ticks } =
             machine.with(&["-qmp", "unix:{dir}/leave.sock,server=on,wait=off"]);
-        let config = json!({"qemu": [{"name": "ticker", "args": launch.args, "end-with-receiver": false}]});
-        fs::write(fleet.dir().join("machine.json"), config.to_string()).expect("written");
+        may_start(&fleet, &launch, 0);
         let names: Vec<String> = (0..vms).map(|vm| format!("v{vm}")).collect();
         let places: Vec<PathBuf> = names.iter().map(|name| fleet.dir().join(name)).collect();
         let boot = |(name, dir): (String, &PathBuf)| {
@@ -44,7 +44,12 @@ impl Evacuation {
         };
         let vms = names.into_iter().zip(&places).map(boot).collect();
         places.iter().for_each(|dir| wait_for_ticks(dir, 3, BOOT_WITHIN));
-        Some(Self { _vms: vms, places, _sweep: sweep, fleet, mib, sweep: ticks })
+        Some(Self { _vms: vms, places, _sweep: sweep, fleet, launch, mib, sweep: ticks })
+    }
+
+    /// So many QEMUs are to wait at each host for VMs that come, from the next start of its receiver on.
+    fn keep_warm(&self, count: usize) {
+        may_start(&self.fleet, &self.launch, count);
     }
 
     pub(crate) fn source_dir(&self, vm: u16) -> PathBuf {
@@ -176,6 +181,13 @@ impl Evacuation {
     }
 }
 
+/// What hosts may start, and how many of it wait.
+fn may_start(fleet: &Fleet, launch: &Launch, warm: usize) {
+    let machine = json!({"name": "ticker", "args": launch.args, "end-with-receiver": false, "warm": warm});
+    let config = json!({ "qemu": [machine] });
+    fs::write(fleet.dir().join("machine.json"), config.to_string()).expect("written");
+}
+
 fn say(what: &str, status: &Value) {
     let time = |name: &str| {
         let figure = &status["figures"][name];
@@ -262,7 +274,11 @@ fn a_running_vm_moves_in_each_mode_without_loss_and_with_one_percent() {
 fn six_running_vms_move_to_three_hosts_in_each_mode_without_loss_and_with_one_percent() {
     const TEST: &str = "six_running_vms_move_to_three_hosts_in_each_mode_without_loss_and_with_one_percent";
     let Some(mut evacuation) = Evacuation::new(TEST, 3, 6, 96, 8) else { return };
-    for (mode, permille) in [("hybrid", 10), ("postcopy", 0), ("precopy", 10)] {
+    for (mode, permille, warm) in [("hybrid", 10, 2), ("postcopy", 0, 0), ("precopy", 10, 1)] {
+        evacuation.keep_warm(warm);
         evacuate(&mut evacuation, mode, permille);
+        for host in evacuation.fleet.numbers() {
+            assert_eq!(taken_warm(&evacuation.clones_dir(host)), warm);
+        }
     }
 }

@@ -64,6 +64,11 @@ impl Places {
         Ok(Self { root, name_bytes, slots: Mutex::default() })
     }
 
+    /// The folder that has the clones'.
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// A new folder for a clone, whatever its sender calls it. State in it is the owner's alone.
     ///
     /// # Errors

@@ -93,7 +93,8 @@ impl Qemus {
     /// Files of a host's clones.
     fn clones(&self, host: u16) -> Vec<PathBuf> {
         let clones = fs::read_dir(self.clones_dir(host)).expect("clones");
-        clones.map(|entry| entry.expect("an entry").path()).collect()
+        let clones = clones.map(|entry| entry.expect("an entry").path());
+        clones.filter(|path| !waited(path)).collect()
     }
 
     fn source_dir(&self) -> &Path {
@@ -112,6 +113,17 @@ impl Qemus {
         }
         wait_for_ticks(self.source_dir(), ticks(self.source_dir()) + 3, PATIENCE);
     }
+}
+
+/// Whether a folder is that of a QEMU that waits, or waited, for whoever comes.
+pub(crate) fn waited(path: &Path) -> bool {
+    path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(".warm-"))
+}
+
+/// How many QEMUs of a host waited when a VM came, and are that VM's now.
+pub(crate) fn taken_warm(clones: &Path) -> usize {
+    let links = fs::read_dir(clones).expect("clones").map(|entry| entry.expect("an entry").path());
+    links.filter(|path| waited(path) && path.is_symlink() && path.join("qmp.sock").exists()).count()
 }
 
 /// How the first clone runs, in the report's words.

@@ -194,6 +194,27 @@ impl Vm {
         &self.dir
     }
 
+    /// Gives it another directory, which must be empty or not exist, and another name than it was started under. QEMU keeps the
+    /// paths and the name of its command line: the old directory becomes a link to the new one, and its monitor tells the old name.
+    ///
+    /// # Errors
+    ///
+    /// [`QemuError::Io`]: it is to be ended.
+    pub fn adopt(&mut self, name: &str, dir: &Path) -> Result<(), QemuError> {
+        std::fs::rename(&self.dir, dir).map_err(QemuError::io("rename", &self.dir))?;
+        std::os::unix::fs::symlink(dir, &self.dir).map_err(QemuError::io("make", &self.dir))?;
+        let moved = |path: &Path| path.strip_prefix(&self.dir).map(|rest| dir.join(rest)).ok();
+        if let Some(path) = moved(self.qmp.path()) {
+            self.qmp.renamed(path);
+        }
+        if let Some(disk) = self.identity.disk.as_deref().and_then(moved) {
+            self.identity.disk = Some(disk);
+        }
+        name.clone_into(&mut self.identity.name);
+        dir.clone_into(&mut self.dir);
+        Ok(())
+    }
+
     /// How its process ended; `None` while it runs, and for one that was released.
     pub fn exit_status(&mut self) -> Option<ExitStatus> {
         let status = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten())?;

@@ -123,6 +123,11 @@ impl Qmp {
         &self.path
     }
 
+    /// Its socket has another name now.
+    pub(super) fn renamed(&mut self, path: PathBuf) {
+        self.path = path;
+    }
+
     /// Executes a command; its answer. `arguments` is an object, or null for none.
     ///
     /// # Errors

@@ -1,5 +1,6 @@
 //! A machine that this host may start: QEMU, its arguments, and the disk of its clones.
 
+use super::waiting::{Seen, Shelf};
 use crate::guests::words::words;
 use serde::Deserialize;
 use std::os::fd::AsRawFd;
@@ -31,7 +32,13 @@ pub struct QemuMachine {
     /// Clones end when the receiver does. Default: those that depend on nobody run on.
     #[serde(default)]
     pub end_with_receiver: bool,
+    /// How many QEMUs wait for VMs that nobody has offered yet, at most 64. Default 0: they are started at the offer.
+    #[serde(default)]
+    pub warm: usize,
 }
+
+/// Most QEMUs of a machine that wait for whoever comes.
+const WARM_MAX: usize = 64;
 
 /// A disk as it was while the source stood. Must not change while a clone lives.
 #[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
@@ -63,6 +70,7 @@ pub(super) struct Machine {
     config: QemuMachine,
     launch: Launch,
     fingerprint: Fingerprint,
+    pub(super) shelf: Shelf,
 }
 
 impl Machine {
@@ -80,7 +88,8 @@ impl Machine {
             vm.qmp.set_capabilities(&[("postcopy-ram", true)]).map_err(|error| named(&error))?;
         }
         vm.kill();
-        let machine = Self { config: config.clone(), launch, fingerprint };
+        let machine = Self { config: config.clone(), launch, fingerprint, shelf: Shelf::default() };
+        machine.can_wait().map_err(|reason| format!("machine {}: warm: {reason}", config.name))?;
         if config.memory == MemoryKind::Shared {
             let shareable = machine.can_share();
             shareable.map_err(|reason| format!("machine {}: memory = \"shared\": {reason}", config.name))?;
@@ -109,6 +118,47 @@ impl Machine {
         Ok(())
     }
 
+    /// Whether its QEMUs can wait for whoever comes, if they are to.
+    fn can_wait(&self) -> Result<(), String> {
+        if self.config.warm == 0 {
+            return Ok(());
+        }
+        if self.config.warm > WARM_MAX {
+            return Err(format!("at most {WARM_MAX} wait"));
+        }
+        if self.memory() == MemoryKind::Shared {
+            return Err(
+                "memory that is shared is a clone's image, which is not there yet: leave it out".into()
+            );
+        }
+        match self.config.args.iter().find(|arg| arg.contains("{name}")) {
+            Some(arg) => {
+                Err(format!("{arg} names the clone, which is not known yet: use {{dir}} or {{vmgenid}}"))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// How many more are to wait.
+    pub(super) fn wanted(&self) -> usize {
+        self.config.warm.saturating_sub(self.shelf.len())
+    }
+
+    /// Starts one that waits for whoever comes.
+    pub(super) fn stock(&self, dir: &Path) -> Result<(), String> {
+        let name = format!("{}-warm", self.config.name);
+        let disk = self.disk_seen();
+        let vm = self.start(&name, dir, None)?;
+        self.shelf.put(vm, disk);
+        Ok(())
+    }
+
+    /// What tells whether the disk under overlays is still the same.
+    fn disk_seen(&self) -> Option<Seen> {
+        let metadata = std::fs::metadata(&self.config.disk.as_ref()?.file).ok()?;
+        Some((metadata.len(), metadata.modified().ok()?))
+    }
+
     /// Whether clean pages can be shared: by a QEMU that can leave memory out of its stream, over a single large block of ordinary
     /// pages, and with no device that gives memory back, as that would punch holes in the file of all.
     fn can_share(&self) -> Result<(), String> {
@@ -135,8 +185,8 @@ impl Machine {
         self.fingerprint.blocks.iter().max_by_key(|block| block.used).expect("a machine has memory")
     }
 
-    /// A QEMU that waits for a clone's state, in a folder of the clone's own; with memory from `shared`, if that is given;
-    /// `standing`: the VM does not run when it is loaded.
+    /// A QEMU that waits for a clone's state, in an empty folder of the clone's own: one that waits already, or a new one. With
+    /// memory from `shared`, if that is given; `standing`: the VM does not run when it is loaded.
     pub(super) fn wait_for_vm(
         &self,
         name: &str,
@@ -144,14 +194,26 @@ impl Machine {
         shared: Option<(&LazyImage, &Block)>,
         standing: bool,
     ) -> Result<Vm, String> {
+        let waiting = if shared.is_none() { self.shelf.take(self.disk_seen(), name, dir) } else { None };
+        let mut vm = match waiting {
+            Some(vm) => vm,
+            None => self.start(name, dir, shared)?,
+        };
+        if standing {
+            // Said while it waits, this is what `-S` would have been.
+            vm.qmp.execute("stop", serde_json::Value::Null).map_err(|error| words(&error))?;
+        }
+        Ok(vm)
+    }
+
+    fn start(&self, name: &str, dir: &Path, shared: Option<(&LazyImage, &Block)>) -> Result<Vm, String> {
         let identity = identity(name, self.config.disk.as_ref(), dir)?;
         let mut launch = self.launch.clone();
         if let Some((image, block)) = shared {
             share(&mut launch, image, block);
         }
-        if standing {
-            launch.args.push("-S".to_owned());
-        }
+        // Guests are no more urgent for coming here.
+        usage::priority::leave();
         launch.wait_for_vm(identity, dir).map_err(|error| words(&error))
     }
 }
@@ -203,7 +265,7 @@ mod tests {
         let blocks = vec![row("pc.bios", 4096), row("pc.ram", page_size)];
         let fingerprint =
             Fingerprint { blocks, capabilities: vec!["x-ignore-shared".into()], ..Fingerprint::default() };
-        Machine { config, launch, fingerprint }
+        Machine { config, launch, fingerprint, shelf: Shelf::default() }
     }
 
     #[test]
@@ -234,5 +296,16 @@ mod tests {
             assert!(refused.contains(word), "{refused}");
         }
         assert!(serde_json::from_str::<QemuMachine>(r#"{"name": "a", "args": [], "disc": 1}"#).is_err());
+    }
+
+    #[test]
+    fn what_cannot_wait_for_whoever_comes_is_named() {
+        let refused = |config: &str| machine(config, 4096).can_wait().expect_err(config);
+        assert_eq!(machine(r#"{"name": "a", "args": ["{dir}"], "warm": 2}"#, 4096).can_wait(), Ok(()));
+        assert!(
+            refused(r#"{"name": "a", "args": ["-uuid", "{name}"], "warm": 2}"#).contains("names the clone")
+        );
+        assert!(refused(r#"{"name": "a", "args": [], "warm": 1, "memory": "shared"}"#).contains("shared"));
+        assert!(refused(r#"{"name": "a", "args": [], "warm": 65}"#).contains("at most 64"));
     }
 }

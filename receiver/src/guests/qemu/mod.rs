@@ -10,6 +10,7 @@ mod machine;
 mod moving;
 mod rehearse;
 mod run;
+mod waiting;
 
 pub use machine::{BaseDisk, MemoryKind, QemuMachine};
 
@@ -26,6 +27,7 @@ use vmm::lazy::LazyImage;
 use vmm::qemu::emit::TemplateVm;
 use vmm::qemu::stream::Block;
 use vmm::qemu::{DeviceState, Fingerprint, Qmp, Vm};
+use waiting::Stock;
 
 /// What is needed beside the memory: [`vmm::qemu::DeviceState::encode`].
 const STATE: &str = "state";
@@ -38,6 +40,8 @@ type Warm = JoinHandle<Result<Vm, String>>;
 
 /// Launches VMs under QEMU.
 pub struct Qemus {
+    /// Before the machines, as it stocks their shelves until it is dropped.
+    stock: Option<Stock>,
     machines: Vec<Arc<Machine>>,
     places: Places,
     /// QEMUs that wait, by their image's address and their clone's number: several transfers may be under way.
@@ -56,7 +60,18 @@ impl Qemus {
         }
         let places = Places::new(clones)?;
         let probed = machines.iter().map(|machine| Machine::probe(machine, clones).map(Arc::new));
-        Ok(Self { machines: probed.collect::<Result<_, _>>()?, places, warm: Mutex::default() })
+        Ok(Self { stock: None, machines: probed.collect::<Result<_, _>>()?, places, warm: Mutex::default() })
+    }
+
+    /// Has as many QEMUs wait as the machines want ([`QemuMachine::warm`]), from now on.
+    ///
+    /// # Errors
+    /// In words: one does not start.
+    pub fn keep_warm(&mut self) -> Result<(), String> {
+        if self.machines.iter().any(|machine| machine.wanted() > 0) {
+            self.stock = Some(Stock::keep(self.machines.clone(), self.places.root())?);
+        }
+        Ok(())
     }
 
     /// The first machine that can take the VM.
