@@ -110,8 +110,8 @@ pub(crate) struct Capture {
     /// clones get that before they start. It is a clone like others: mind what network its machine gives it
     #[arg(long, value_name = "FILE")]
     pub(crate) rehearse: Option<PathBuf>,
-    /// For how long it runs then, from its first instruction, in ms
-    #[arg(long, value_name = "MS", default_value_t = 500, value_parser = clap::value_parser!(u64).range(1..=60_000))]
+    /// For how long it runs then, from its first instruction, in ms of its CPUs' time; by the clock at most four times that
+    #[arg(long, value_name = "MS", default_value_t = 250, value_parser = clap::value_parser!(u64).range(1..=60_000))]
     pub(crate) rehearse_for: u64,
     /// QEMU
     #[command(flatten)]

@@ -34,11 +34,12 @@ pub(super) struct Encoded {
 }
 
 impl Encoders {
+    /// `yields`: clones are starting, which need the CPUs of this machine more.
     pub(super) fn start(
         prepared: &Arc<Prepared>,
         stripes: Vec<Stripe>,
         plan: EncodePlan,
-        threads: usize,
+        (threads, yields): (usize, bool),
         out: &Sender<Happening>,
     ) -> Self {
         let (jobs, queue) = unbounded();
@@ -47,7 +48,12 @@ impl Encoders {
                 let (prepared, queue, out) = (Arc::clone(prepared), queue.clone(), out.clone());
                 std::thread::Builder::new()
                     .name(format!("encode-{index}"))
-                    .spawn(move || work(&prepared, &plan, &queue, &out))
+                    .spawn(move || {
+                        if yields {
+                            usage::priority::yield_to_guests();
+                        }
+                        work(&prepared, &plan, &queue, &out);
+                    })
                     .expect("the system can start a thread")
             })
             .collect();

@@ -154,7 +154,8 @@ impl Transfer {
         let targets = config.hosts.iter().cloned().zip(offers).collect();
         let connections =
             Connections::start(targets, &config.identity, &out).map_err(TransferError::Start)?;
-        let encoders = Encoders::start(prepared, stripes, config.encode, config.threads, &out);
+        let clones = config.guests.iter().any(|guest| guest.leaves.is_none());
+        let encoders = Encoders::start(prepared, stripes, config.encode, (config.threads, clones), &out);
         let hosts = config.hosts.len();
         Ok(Self {
             prepared: Arc::clone(prepared),

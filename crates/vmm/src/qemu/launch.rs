@@ -188,6 +188,18 @@ impl Vm {
         self.child.as_ref().map_or(0, Child::id)
     }
 
+    /// CPU time of all its threads so far, in steps of the system's clock ticks (10 ms); zero once it is gone.
+    #[must_use]
+    pub fn cpu_time(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap_or_default();
+        // proc_pid_stat(5): utime and stime are fields 14 and 15, and the second, in brackets, may have anything in it.
+        let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace();
+        let ticks: u64 = fields.skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
+        let per_s = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok().flatten();
+        let per_s = per_s.and_then(|per_s| u64::try_from(per_s).ok()).unwrap_or(100).max(1);
+        Duration::from_millis(ticks * 1000 / per_s)
+    }
+
     /// The directory with its files: monitor, output, and what its arguments put there.
     #[must_use]
     pub fn dir(&self) -> &Path {
