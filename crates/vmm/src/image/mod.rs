@@ -12,10 +12,12 @@ mod error;
 mod firecracker;
 mod holes;
 pub mod mapped_ram;
+mod pieces;
 mod raw;
 
 pub use error::{Change, ImageError};
 pub use mapped_ram::MappedRamError;
+pub use pieces::Piece;
 pub use raw::BLOCK_ID;
 
 use memmap2::{Advice, Mmap};
@@ -136,6 +138,8 @@ pub struct MappedImage {
     path: PathBuf,
     file: File,
     map: Mmap,
+    /// Pages that lie in other files.
+    pieces: Vec<pieces::MappedPiece>,
     /// A copy of the last page, zero-filled, if the file ends within a page.
     last: Option<Box<Page>>,
     /// The pages in holes; `None` if there are none.
@@ -189,6 +193,7 @@ impl MappedImage {
             path: path.to_owned(),
             file,
             map,
+            pieces: Vec::new(),
             page_count,
             present_pages,
             state,
@@ -256,7 +261,7 @@ impl MappedImage {
         };
         match self.state.change_to(&open).or_else(|| self.state.change_to(&named)) {
             Some(change) => changed(change),
-            None => Ok(()),
+            None => self.pieces.iter().try_for_each(pieces::MappedPiece::check_unchanged),
         }
     }
 }
@@ -269,6 +274,9 @@ impl PageSource for MappedImage {
     fn page(&self, pfn: Pfn) -> &Page {
         if self.holes.as_ref().is_some_and(|holes| holes.get(pfn.0)) {
             return &ZERO_PAGE;
+        }
+        if let Some(page) = self.pieces.iter().find_map(|piece| piece.page(pfn.0)) {
+            return page;
         }
         let whole = self.map.get(byte_range(pfn.0, pfn.0 + 1)).and_then(<[u8]>::first_chunk);
         match (whole, &self.last) {
