@@ -3,6 +3,7 @@
 use super::qmp::QmpError;
 use super::state::StateError;
 use super::stream::StreamError;
+use crate::image::ImageError;
 use crate::lazy::LazyError;
 use std::io;
 use std::path::PathBuf;
@@ -24,6 +25,9 @@ pub enum QemuError {
     /// The receiver's memory failed.
     #[error(transparent)]
     Lazy(#[from] LazyError),
+    /// A captured image cannot be read.
+    #[error(transparent)]
+    Image(#[from] ImageError),
     /// The system refused.
     #[error("cannot {action} {path}")]
     Io {

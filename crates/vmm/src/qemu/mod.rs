@@ -5,7 +5,7 @@
 //!                                                         Emitter ──its own migration, post-copy included──▶ QEMU -incoming
 //! ```
 //!
-//! - [`capture`] takes a VM four ways, and chooses the best one that the VM allows ([`Way`]).
+//! - [`capture`] takes a VM in different ways, and chooses the best one that the VM allows ([`Way`]).
 //! - [`Emitter`] acts as the source of a migration towards a waiting QEMU, with pages from a [`crate::lazy::LazyImage`].
 //! - [`rehearse`] finds out what a clone will touch first.
 //! - [`Launch`] starts that QEMU; [`Qmp`] talks to it; [`Fingerprint`] says beforehand whether it can take the VM.
@@ -26,7 +26,7 @@ mod rehearse;
 mod state;
 pub mod stream;
 
-pub use capture::{CaptureOptions, Captured, Way, capture};
+pub use capture::{CaptureOptions, Captured, Standing, Way, capture, capture_for_transfer};
 pub use emit::{EmitFaults, EmitMode, EmitOptions, EmitProgress, EmitReport, Emitter};
 pub use error::QemuError;
 pub use keeper::Keeper;

@@ -1,6 +1,8 @@
 //! QEMU's monitor: JSON lines over a unix socket (`docs/interop/qmp-spec.rst` of QEMU).
 
-use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::sockopt::PeerCredentials;
+use nix::sys::socket::{ControlMessage, MsgFlags, getsockopt, sendmsg};
 use serde_json::{Map, Value, json};
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, Read, Write};
@@ -15,6 +17,8 @@ const LINE_BYTES_MAX: usize = 4 << 20;
 const EVENTS_MAX: usize = 1024;
 /// How long a command's answer may take. QEMU's main loop pauses for as long as a device's state takes to load.
 const ANSWER_WITHIN: Duration = Duration::from_secs(20);
+/// How long the rest of a line may take whose first bytes are here.
+const LINE_WITHIN: Duration = Duration::from_secs(2);
 
 /// Why a monitor did not do what it was asked.
 #[derive(thiserror::Error, Debug)]
@@ -128,6 +132,13 @@ impl Qmp {
         self.path = path;
     }
 
+    /// The process that listens at the socket, if the system tells: QEMU itself, unless somebody else made the socket for it.
+    #[must_use]
+    pub fn peer(&self) -> Option<u32> {
+        let peer = getsockopt(&self.stream, PeerCredentials).ok()?;
+        u32::try_from(peer.pid()).ok().filter(|pid| *pid != 0)
+    }
+
     /// Executes a command; its answer. `arguments` is an object, or null for none.
     ///
     /// # Errors
@@ -223,6 +234,28 @@ impl Qmp {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Takes in what has come by itself so far, without waiting for more; [`take_events`](Self::take_events) has the events then.
+    ///
+    /// # Errors
+    ///
+    /// [`QmpError`], if the monitor is gone.
+    pub fn note_events(&mut self) -> Result<(), QmpError> {
+        while !self.buffer.is_empty() || self.has_more() {
+            let line = self.line(Instant::now() + LINE_WITHIN)?;
+            // Anything else answers a command that was given up.
+            if line["event"].is_string() {
+                self.keep(&line);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the socket has bytes, or its end.
+    fn has_more(&self) -> bool {
+        let mut fds = [PollFd::new(self.stream.as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
     }
 
     /// Takes the events that have come with answers so far, oldest first.

@@ -8,6 +8,7 @@
 mod capture;
 mod emit;
 mod evacuate;
+mod in_place;
 mod launch;
 mod libvirt;
 mod rehearse;

@@ -24,16 +24,28 @@ const _: () = assert!(BUFFER_BYTES >= 2 * INPUT_BYTES_MIN);
 
 pub(super) type Taken = (DeviceState, ImageFormat, CaptureFigures);
 
-/// Reads the whole stream into the image. Blocks of `shared` stay out of the stream and are copied from their files
-/// while the source stands. Afterwards the source is stopped, in state `postmigrate`.
+/// Blocks that stay out of the stream.
+#[derive(Copy, Clone)]
+pub(super) enum Shared<'a> {
+    /// Copied from their files while the source stands.
+    Copied(&'a [BackingFile]),
+    /// Holes in the image: somebody reads them in place.
+    InPlace,
+}
+
+/// No blocks.
+pub(super) const ALL: Shared<'_> = Shared::Copied(&[]);
+
+/// Reads the whole stream into the image. Afterwards the source is stopped, in state `postmigrate`.
 pub(super) fn take(
     qmp: &mut Qmp,
     options: &CaptureOptions<'_>,
     image: File,
     fingerprint: &Fingerprint,
-    shared: &[BackingFile],
+    shared: Shared<'_>,
 ) -> Result<Taken, QemuError> {
-    let wanted: &[&str] = if shared.is_empty() { &[] } else { &["x-ignore-shared"] };
+    let all = matches!(shared, Shared::Copied([]));
+    let wanted: &[&str] = if all { &[] } else { &["x-ignore-shared"] };
     settings::prepare(qmp, wanted)?;
     let mut sink = Sink::new(RamFile::new(image, options.image), fingerprint);
     let (ours, theirs) = UnixStream::pair().map_err(QemuError::io("make a socket for", options.image))?;
@@ -51,7 +63,7 @@ pub(super) fn take(
     }
     read?;
     driver::completed(qmp)?;
-    if !shared.is_empty() {
+    if let Shared::Copied(shared) = shared {
         shared::copy(shared, &sink.blocks, sink.ram.file(), options.image)?;
     }
     sink.finish()

@@ -3,6 +3,7 @@
 //! | [`Way`] | needs | source |
 //! |---|---|---|
 //! | `SharedRam` | RAM in a shared file, and a file system that copies by reference unless the VM stays stopped | stopped for the device state only |
+//! | `InPlace` | RAM in a shared file, and whoever reads it does so at once ([`capture_for_transfer`]) | stands until it is read |
 //! | `MappedRam` | QEMU 9.0; asked for by name | runs while its pages are written |
 //! | `LiveStream` | nothing | runs while its pages are sent |
 //!
@@ -12,12 +13,14 @@
 mod depart;
 mod driver;
 mod evacuate;
+mod in_place;
 mod live;
 mod mapped;
 mod patience;
 mod ram_file;
 mod settings;
 mod shared;
+mod standing;
 mod versions;
 
 pub use depart::{DepartFiles, DepartingVm, resume_stopped};
@@ -25,11 +28,13 @@ pub use evacuate::{EvacuateOptions, Evacuated, Switched, evacuate};
 pub use live::import_stream;
 pub use mapped::import_mapped_ram;
 pub use ram_file::RamFile;
+pub use standing::{Disturbed, PutBack, Standing};
 
 use super::error::QemuError;
 use super::qmp::Qmp;
 use super::state::{DeviceState, Fingerprint};
-use crate::image::ImageFormat;
+use crate::image::{ImageFormat, MappedImage};
+use in_place::OpenFile;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::fs::File;
@@ -46,6 +51,9 @@ pub enum Way {
     LiveStream,
     /// Device state by `x-ignore-shared`; memory from the file it is in.
     SharedRam,
+    /// Device state by `x-ignore-shared`; memory is read from the file it is in, which the image does not have: the VM stands until
+    /// that is done. Only [`capture_for_transfer`] takes a VM so.
+    InPlace,
     /// QEMU writes the image itself, with capability `mapped-ram`.
     MappedRam,
 }
@@ -55,6 +63,7 @@ impl std::fmt::Display for Way {
         f.write_str(match self {
             Self::LiveStream => "live stream",
             Self::SharedRam => "shared RAM file",
+            Self::InPlace => "shared RAM in place",
             Self::MappedRam => "mapped-ram file",
         })
     }
@@ -135,24 +144,64 @@ pub struct Captured {
 ///
 /// [`QemuError::Refused`] for VMs that cannot be carried, named; [`QemuError::Migration`] if QEMU gave up;
 /// [`QemuError::TimedOut`]; and what the system, the stream and the monitor may answer.
-pub fn capture(qmp: &mut Qmp, mut options: CaptureOptions<'_>) -> Result<Captured, QemuError> {
+pub fn capture(qmp: &mut Qmp, options: CaptureOptions<'_>) -> Result<Captured, QemuError> {
+    take(qmp, options, false).map(|taken| taken.captured)
+}
+
+/// Takes a VM whose image is read at once, and not again: as [`capture`], but memory in a shared file may be read where it
+/// is ([`Way::InPlace`]). It is chosen by itself for VMs that stand. Then there is a [`Standing`], which is to be kept until the image
+/// was read, and asked whether what was read is right.
+///
+/// # Errors
+///
+/// As [`capture`]; [`QemuError::Image`] if the image cannot be mapped.
+pub fn capture_for_transfer(
+    mut qmp: Qmp,
+    options: CaptureOptions<'_>,
+) -> Result<(Captured, MappedImage, Option<Standing>), QemuError> {
+    let Taken { captured, files, resume } = take(&mut qmp, options, true)?;
+    let opened = (|| {
+        let standing = match captured.way {
+            Way::InPlace => Some(Standing::begin(qmp, resume)?),
+            _ => None,
+        };
+        let pieces = in_place::pieces(files, &captured.state.blocks);
+        let image = MappedImage::open(&captured.image, Some(captured.format))?.with_pieces(pieces)?;
+        Ok((image, standing))
+    })();
+    match opened {
+        Ok((image, standing)) => Ok((captured, image, standing)),
+        Err(error) => {
+            let _ = std::fs::remove_file(&captured.image);
+            Err(error)
+        }
+    }
+}
+
+/// What [`take`] took.
+struct Taken {
+    captured: Captured,
+    /// Where the rest of its memory is, if it was taken in place.
+    files: Vec<OpenFile>,
+    /// It ran, and is to run on: if it was taken in place, it stands still.
+    resume: bool,
+}
+
+/// `in_place`: it may be taken so.
+fn take(qmp: &mut Qmp, mut options: CaptureOptions<'_>, in_place: bool) -> Result<Taken, QemuError> {
     let start = Instant::now();
     let ran = readiness(qmp)?;
     let fingerprint = Fingerprint::of(qmp)?;
     let shared = shared::backing_files(qmp, &fingerprint)?;
-    let (way, because) = match options.way {
-        Some(way) => (way, "asked for".to_owned()),
-        None => choose(&options, ran, &fingerprint, &shared),
-    };
+    let (way, because, files) =
+        choose(qmp, &options, ran && options.resume, in_place, &fingerprint, &shared)?;
     let saved = settings::Settings::of(qmp)?;
     let file = File::options().read(true).write(true).create_new(true).open(options.image);
     let file = file.map_err(QemuError::io("make", options.image))?;
     let taken = match way {
-        Way::LiveStream => live::take(qmp, &options, file, &fingerprint, &[]),
-        Way::SharedRam if shared.is_empty() => Err(QemuError::refused(
-            "no RAM in a shared file (memory-backend-file,share=on), which way shared-ram needs",
-        )),
-        Way::SharedRam => live::take(qmp, &options, file, &fingerprint, &shared),
+        Way::LiveStream => live::take(qmp, &options, file, &fingerprint, live::ALL),
+        Way::SharedRam => live::take(qmp, &options, file, &fingerprint, live::Shared::Copied(&shared)),
+        Way::InPlace => live::take(qmp, &options, file, &fingerprint, live::Shared::InPlace),
         Way::MappedRam => mapped::take(qmp, &options, &file, &fingerprint),
     };
     // The source is stopped now if all went well.
@@ -164,7 +213,7 @@ pub fn capture(qmp: &mut Qmp, mut options: CaptureOptions<'_>) -> Result<Capture
     });
     // Whatever fails from here on, too, leaves the source as it was.
     let outcome = outcome.and_then(|(state, format, mut figures)| {
-        if ran && options.resume {
+        if ran && options.resume && way != Way::InPlace {
             qmp.execute("cont", Value::Null)?;
             figures.pause = driver::pause_seen(qmp)?;
         }
@@ -177,7 +226,8 @@ pub fn capture(qmp: &mut Qmp, mut options: CaptureOptions<'_>) -> Result<Capture
     saved.restore(qmp);
     let (state, format, mut figures) = outcome?;
     figures.total = start.elapsed();
-    Ok(Captured { image: options.image.to_owned(), format, state, way, because, figures })
+    let captured = Captured { image: options.image.to_owned(), format, state, way, because, figures };
+    Ok(Taken { captured, files, resume: ran && options.resume })
 }
 
 /// Whether the VM runs; refuses one that is in no state to be taken.
@@ -199,26 +249,62 @@ fn readiness(qmp: &mut Qmp) -> Result<bool, QemuError> {
     }
 }
 
+/// The way, why, and the files that are read in place. `goes_on`: the source runs, and is to run on.
 fn choose(
+    qmp: &mut Qmp,
     options: &CaptureOptions<'_>,
-    ran: bool,
+    goes_on: bool,
+    in_place: bool,
     fingerprint: &Fingerprint,
     shared: &[shared::BackingFile],
-) -> (Way, String) {
+) -> Result<(Way, String, Vec<OpenFile>), QemuError> {
     let knows = |name: &str| fingerprint.capabilities.iter().any(|capability| capability == name);
-    let live = |because: &str| (Way::LiveStream, because.to_owned());
-    if shared.is_empty() || !knows("x-ignore-shared") {
-        return live("its RAM is in no shared file");
+    let by = |way, because: &str| Ok((way, because.to_owned(), Vec::new()));
+    match options.way {
+        Some(Way::SharedRam | Way::InPlace) if shared.is_empty() => {
+            return Err(QemuError::refused(
+                "no RAM in a shared file (memory-backend-file,share=on), which way shared-ram needs",
+            ));
+        }
+        Some(Way::InPlace) if !in_place => {
+            return Err(QemuError::refused(
+                "it can be taken in place only for one transfer at once (scatter clone of qmp:SOCKET), not as files",
+            ));
+        }
+        Some(Way::InPlace) => {
+            let files = in_place::open(qmp, fingerprint, shared)?;
+            let refused = |why| QemuError::refused(format!("its memory cannot be read in place: {why}"));
+            return Ok((Way::InPlace, "asked for".to_owned(), files.map_err(refused)?));
+        }
+        Some(Way::SharedRam) => {
+            return in_place::foreign(qmp, shared)
+                .map_or_else(|| by(Way::SharedRam, "asked for"), |why| Err(QemuError::refused(why)));
+        }
+        Some(way) => return by(way, "asked for"),
+        None => {}
     }
-    let stands = !ran || !options.resume;
-    if stands {
-        return (Way::SharedRam, "its RAM is in a shared file, and it stands".to_owned());
+    if shared.is_empty() || !knows("x-ignore-shared") {
+        return by(Way::LiveStream, "its RAM is in no shared file");
+    }
+    if let Some(why) = in_place::foreign(qmp, shared) {
+        return by(Way::LiveStream, &format!("its RAM is in a shared file, but {why}"));
+    }
+    if !goes_on {
+        const STANDS: &str = "its RAM is in a shared file, and it stands";
+        if !in_place {
+            return by(Way::SharedRam, STANDS);
+        }
+        return match in_place::open(qmp, fingerprint, shared)? {
+            Ok(files) => Ok((Way::InPlace, STANDS.to_owned(), files)),
+            Err(why) => by(Way::SharedRam, &format!("{STANDS}; not in place, as {why}")),
+        };
     }
     if shared.iter().all(|file| shared::copies_by_reference(&file.path, options.image)) {
-        return (Way::SharedRam, "its RAM is in a shared file, which is copied by reference".to_owned());
+        return by(Way::SharedRam, "its RAM is in a shared file, which is copied by reference");
     }
     // Copying the file would keep the source stopped for longer than a stream does.
-    live(
+    by(
+        Way::LiveStream,
         "its RAM is in a shared file, but the file system has no copies by reference, so it would stand too long",
     )
 }

@@ -13,13 +13,14 @@ use std::path::{Path, PathBuf};
 /// A RAM block's file.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct BackingFile {
-    block: String,
+    pub(super) block: String,
     pub(super) path: PathBuf,
     /// Where the block begins in it, in bytes.
-    offset: u64,
+    pub(super) offset: u64,
 }
 
-/// The blocks that capability `x-ignore-shared` leaves out: memory-backend-file with share=on. A memfd is not among them.
+/// The blocks that capability `x-ignore-shared` leaves out: memory-backend-file with share=on. A memfd is not among them. None
+/// if one of them is in a file that has no name (its path is a directory): it would be left out, and nobody had it.
 pub(super) fn backing_files(qmp: &mut Qmp, fingerprint: &Fingerprint) -> Result<Vec<BackingFile>, QemuError> {
     let backends = qmp.execute("query-memdev", Value::Null)?;
     let mut files = Vec::new();
@@ -34,6 +35,9 @@ pub(super) fn backing_files(qmp: &mut Qmp, fingerprint: &Fingerprint) -> Result<
         let block =
             [id, &object].into_iter().find(|name| fingerprint.blocks.iter().any(|row| row.id == **name));
         if let (Some(path), Some(block)) = (path.as_str(), block) {
+            if Path::new(path).is_dir() {
+                return Ok(Vec::new());
+            }
             files.push(BackingFile { block: block.to_owned(), path: path.into(), offset });
         }
     }

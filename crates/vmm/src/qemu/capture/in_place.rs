@@ -1,0 +1,147 @@
+//! RAM that is read where QEMU has it: in a shared file. Whether it can be, and the files, opened.
+
+use super::super::error::QemuError;
+use super::super::qmp::Qmp;
+use super::super::state::Fingerprint;
+use super::super::stream::{Block, PAGE_BYTES};
+use super::shared::BackingFile;
+use crate::image::Piece;
+use nix::sys::stat::{major, minor};
+use serde_json::{Value, json};
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// Devices of which another process, or the host's hardware, writes to the guest's memory: by what their types and network
+/// backends are called. QEMU stops them with the VM, but whether they have stopped is their word, not QEMU's.
+const OUTSIDERS: [&str; 3] = ["vhost-user", "vhost-vdpa", "vfio"];
+
+/// A block's file, open, and known to be the one that QEMU has mapped.
+pub(super) struct OpenFile {
+    block: String,
+    file: File,
+    path: PathBuf,
+    offset: u64,
+}
+
+/// Opens the files of RAM that is to be read in place; or why that cannot be, in words.
+pub(super) fn open(
+    qmp: &mut Qmp,
+    fingerprint: &Fingerprint,
+    files: &[BackingFile],
+) -> Result<Result<Vec<OpenFile>, String>, QemuError> {
+    if let Some(outsider) = outsider(qmp)? {
+        return Ok(Err(format!("its {outsider} writes to its memory from outside QEMU")));
+    }
+    Ok(files.iter().map(|file| open_one(qmp, fingerprint, file)).collect())
+}
+
+fn open_one(qmp: &Qmp, fingerprint: &Fingerprint, of: &BackingFile) -> Result<OpenFile, String> {
+    let BackingFile { block, path, offset } = of;
+    let row = fingerprint.blocks.iter().find(|row| row.id == *block);
+    if row.is_none_or(|row| row.page_size != PAGE_BYTES) || !offset.is_multiple_of(PAGE_BYTES) {
+        return Err(format!("{} has huge pages", path.display()));
+    }
+    let file = File::open(path).map_err(|error| format!("{} cannot be opened: {error}", path.display()))?;
+    let metadata = file.metadata().map_err(|error| format!("{}: {error}", path.display()))?;
+    if !metadata.is_file() {
+        return Err(format!("{} is no regular file", path.display()));
+    }
+    match is_mapped(qmp, &file)? {
+        true => Ok(OpenFile { block: block.clone(), file, path: path.clone(), offset: *offset }),
+        false => Err(not_mapped(path)),
+    }
+}
+
+/// Which of these files is not the one that QEMU has mapped, as far as that can be told: another one stands under the name by now, or
+/// QEMU sees another file system than we do.
+pub(super) fn foreign(qmp: &Qmp, files: &[BackingFile]) -> Option<String> {
+    let is_foreign = |of: &&BackingFile| {
+        File::open(&of.path).is_ok_and(|file| is_mapped(qmp, &file).is_ok_and(|mapped| !mapped))
+    };
+    files.iter().find(is_foreign).map(|of| not_mapped(&of.path))
+}
+
+fn not_mapped(path: &Path) -> String {
+    format!("the {} that is here is not mapped by the process that its monitor belongs to", path.display())
+}
+
+/// Whether the process that listens at the monitor's socket has this file mapped; or why that cannot be told.
+fn is_mapped(qmp: &Qmp, file: &File) -> Result<bool, String> {
+    let metadata = file.metadata().map_err(|error| error.to_string())?;
+    let pid = qmp.peer().ok_or("the system does not tell which process its monitor belongs to")?;
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps"))
+        .map_err(|error| format!("/proc/{pid}/maps cannot be read: {error}"))?;
+    Ok(maps.lines().any(|line| is_shared_mapping(line, metadata.dev(), metadata.ino())))
+}
+
+/// Whether a line of /proc/PID/maps (proc_pid_maps(5)) is a shared mapping of this file.
+fn is_shared_mapping(line: &str, device: u64, inode: u64) -> bool {
+    let mut fields = line.split_ascii_whitespace().skip(1);
+    let (mode, _, on, number) = (fields.next(), fields.next(), fields.next(), fields.next());
+    let hex = |text: &str| u64::from_str_radix(text, 16).ok();
+    let on = on.and_then(|on| on.split_once(':')).map(|(major, minor)| (hex(major), hex(minor)));
+    mode.is_some_and(|mode| mode.ends_with('s'))
+        && number.and_then(|number| number.parse().ok()) == Some(inode)
+        && on == Some((Some(major(device)), Some(minor(device))))
+}
+
+/// What of a VM writes to its memory from outside QEMU, if anything does.
+fn outsider(qmp: &mut Qmp) -> Result<Option<String>, QemuError> {
+    let mut types = Vec::new();
+    for path in ["/machine/peripheral", "/machine/peripheral-anon"] {
+        let devices = qmp.execute("qom-list", json!({ "path": path }))?;
+        let of = |device: &Value| device["type"].as_str().map(str::to_owned);
+        types.extend(devices.as_array().into_iter().flatten().filter_map(of));
+    }
+    // Network backends are no objects that could be listed.
+    let network = qmp.execute("human-monitor-command", json!({"command-line": "info network"}))?;
+    Ok(outsider_among(&types, network.as_str().unwrap_or_default()))
+}
+
+/// The same, of a list of `child<TYPE>` and what `info network` says.
+fn outsider_among(types: &[String], network: &str) -> Option<String> {
+    let devices = types.iter().map(|kind| kind.trim_start_matches("child<").trim_end_matches('>'));
+    let backends = network.split([',', ' ', '\r', '\n']).filter_map(|word| word.strip_prefix("type="));
+    let mut names = devices.chain(backends);
+    names.find(|name| OUTSIDERS.iter().any(|outsider| name.contains(outsider))).map(str::to_owned)
+}
+
+/// The pages of the image that these files have.
+pub(super) fn pieces(files: Vec<OpenFile>, blocks: &[Block]) -> Vec<Piece> {
+    let piece = |OpenFile { block, file, path, offset }| {
+        let block = blocks.iter().find(|row| row.id == block)?;
+        Some(Piece { file, path, offset, pages: block.page_range() })
+    };
+    files.into_iter().filter_map(piece).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mapping_is_known_by_its_file_and_not_by_its_path() {
+        let device = nix::sys::stat::makedev(0x1a, 0x20);
+        let line = "7f2a54000000-7f2a5c000000 rw-s 00000000 1a:20 1027                       /dev/shm/ram";
+        assert!(is_shared_mapping(line, device, 1027));
+        assert!(!is_shared_mapping(line, device, 1028));
+        assert!(!is_shared_mapping(line, nix::sys::stat::makedev(0x1a, 0x21), 1027));
+        assert!(!is_shared_mapping(&line.replace("rw-s", "rw-p"), device, 1027));
+        assert!(!is_shared_mapping("7f2a54000000-7f2a5c000000 rw-p 00000000 00:00 0", device, 0));
+        assert!(!is_shared_mapping("", device, 0));
+    }
+
+    #[test]
+    fn devices_of_which_others_write_to_memory_are_found() {
+        let of = |types: &[&str], network| {
+            outsider_among(&types.iter().map(|name| format!("child<{name}>")).collect::<Vec<_>>(), network)
+        };
+        let user = "net0: index=0,type=nic,model=virtio-net-pci\r\n \\ user0: index=0,type=user,net=10.0.2.0";
+        assert_eq!(of(&["virtio-net-pci", "vhost-vsock-pci"], user), None);
+        assert_eq!(of(&["vmgenid", "vhost-user-blk-pci"], "").as_deref(), Some("vhost-user-blk-pci"));
+        assert_eq!(of(&["vfio-pci"], "").as_deref(), Some("vfio-pci"));
+        let other = user.replace("type=user", "type=vhost-user");
+        assert_eq!(of(&["virtio-net-pci"], &other).as_deref(), Some("vhost-user"));
+    }
+}
