@@ -1,4 +1,5 @@
-//! A transfer of clones that is cancelled: hosts end those that lack pages and say which, then it is over.
+//! A transfer of clones that is cancelled, or whose pages nobody vouches for any more: hosts end those that lack pages and say which,
+//! then it is over.
 
 use super::Transfer;
 use crate::session::Phase;
@@ -12,11 +13,35 @@ pub const CANCELLED: &str = "cancelled by `scatter cancel`";
 /// A host that has not ended its clones by then is named, and left alone.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
-/// Whether, and since when.
+/// Why pages that were read until now are not vouched for, once they are not: in words that begin with their VM.
+pub type Vouch = Arc<dyn Fn() -> Option<String> + Send + Sync>;
+
+/// Whether, why, and since when.
 #[derive(Default)]
 pub(super) struct Cancelling {
     flag: Arc<AtomicBool>,
+    vouch: Option<Vouch>,
+    reason: Option<String>,
     since: Option<Duration>,
+}
+
+impl Cancelling {
+    /// Whether nothing may be told any more of pages that were read until now.
+    pub(super) fn is_broken(&mut self) -> bool {
+        let broken = self.vouch.as_ref().and_then(|vouch| vouch());
+        let is_broken = broken.is_some();
+        // It stays so.
+        self.reason = broken.or(self.reason.take());
+        is_broken
+    }
+
+    /// Why it is to be cancelled, if it is.
+    fn reason(&mut self) -> Option<String> {
+        if self.since.is_none() && !self.is_broken() && self.flag.load(Ordering::Relaxed) {
+            self.reason = Some(CANCELLED.to_owned());
+        }
+        self.reason.clone()
+    }
 }
 
 impl Transfer {
@@ -26,10 +51,14 @@ impl Transfer {
         self.cancelling.flag = flag;
     }
 
+    /// Asked each time after pages were read and before anything of them is told to a host; before [`run`](Self::run). Once it gives a
+    /// reason nothing of them is, and clones that lack pages are ended for it: so no host has a page that was read too late.
+    pub fn vouched_by(&mut self, vouch: Vouch) {
+        self.cancelling.vouch = Some(vouch);
+    }
+
     pub(super) fn steer_cancel(&mut self) {
-        if !self.cancelling.flag.load(Ordering::Relaxed) {
-            return;
-        }
+        let Some(reason) = self.cancelling.reason() else { return };
         let now = self.start.elapsed();
         let going: Vec<usize> = (0..self.config.hosts.len())
             .filter(|host| !matches!(self.session.phase(*host), Phase::Complete | Phase::Failed { .. }))
@@ -39,23 +68,19 @@ impl Transfer {
                 self.cancelling.since = Some(now);
                 for host in going {
                     if self.queues[host].is_none() {
-                        let reason =
-                            format!("{CANCELLED}, which could not be told to it: it is not connected");
+                        let reason = format!("{reason}, which could not be told to it: it is not connected");
                         self.session.fail(host, reason, now);
                         continue;
                     }
-                    let end = EndClones { transfer: self.config.name.clone(), reason: CANCELLED.to_owned() };
+                    let reason = wire::control::reason(&reason);
+                    let end = EndClones { transfer: self.config.name.clone(), reason };
                     self.tell(host, ToHost::EndClones(end));
                 }
             }
             Some(since) if now >= since + ANSWER_WITHIN => {
                 let seconds = ANSWER_WITHIN.as_secs();
                 for host in going {
-                    self.session.fail(
-                        host,
-                        format!("{CANCELLED}, and did not answer within {seconds} s"),
-                        now,
-                    );
+                    self.session.fail(host, format!("{reason}, and did not answer within {seconds} s"), now);
                 }
             }
             Some(_) => {}

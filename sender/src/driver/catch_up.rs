@@ -63,6 +63,9 @@ impl Transfer {
     fn supply(&mut self, host: usize, block: BlockId, named: &[u8]) {
         let body = crate::encode::supply(&self.prepared.vms, named, &mut self.again.scratch);
         let body = body.expect("a host lacks contents only of blocks that name them");
+        if self.cancelling.is_broken() {
+            return;
+        }
         self.tell(host, ToHost::Supply { block: block.0, body });
     }
 

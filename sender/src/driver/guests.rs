@@ -157,6 +157,9 @@ impl Transfer {
             let Some(queue) = &queues[answer.host] else { continue };
             let source = newest.get(&answer.vm).unwrap_or(&prepared.vms[usize::from(answer.vm)].source);
             let body = encode_pages(&**source, VmId(answer.vm), &answer.pages, scratch);
+            if self.cancelling.is_broken() {
+                continue;
+            }
             service.count_bytes(body.len());
             self.departures.count_answer(answer.vm, answer.pages.len(), body.len());
             self.session.spend(self.start.elapsed(), body.len() as u64);

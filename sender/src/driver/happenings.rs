@@ -23,7 +23,11 @@ impl Transfer {
     pub(super) fn take_in(&mut self, happening: Happening) {
         let now = self.start.elapsed();
         match happening {
-            Happening::Encoded(encoded) if encoded.again => self.again.keep(encoded),
+            Happening::Encoded(encoded) if encoded.again => {
+                if !self.cancelling.is_broken() {
+                    self.again.keep(encoded);
+                }
+            }
             Happening::Encoded(encoded) => {
                 self.encoders.put(encoded);
                 while let Some((stripe, blocks)) = self.encoders.pop() {

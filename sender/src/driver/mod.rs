@@ -18,7 +18,7 @@ mod queue;
 mod steer;
 mod transmit;
 
-pub use cancel::CANCELLED;
+pub use cancel::{CANCELLED, Vouch};
 pub use config::{Schedule, ScheduledChannel, ScheduledSegment, TransferConfig, TransferError};
 pub use control::HostTarget;
 pub use leavers::{Departure, DepartureFigures, DepartureOutcome};
@@ -292,6 +292,9 @@ impl Transfer {
     }
 
     fn add_blocks(&mut self, stripe: usize, blocks: Vec<EncodedBlock>) {
+        if self.cancelling.is_broken() {
+            return;
+        }
         let segment = self.stripe_segments[stripe];
         self.encoding[self.schedule.segments[segment].channel] -= 1;
         for (place, block) in blocks.into_iter().enumerate() {
