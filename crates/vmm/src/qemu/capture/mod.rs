@@ -244,7 +244,11 @@ fn readiness(qmp: &mut Qmp) -> Result<bool, QemuError> {
     }
     match status["status"].as_str() {
         Some("running") => Ok(true),
-        Some("paused" | "postmigrate" | "prelaunch" | "suspended") => Ok(false),
+        Some("paused" | "prelaunch" | "suspended") => Ok(false),
+        // QEMU refuses, too, and does not say what to do.
+        Some("postmigrate") => Err(QemuError::refused(
+            "it stands since it was captured before: `cont` in its monitor lets it run, and then it can be captured again",
+        )),
         other => Err(QemuError::refused(format!("it is in state {}", other.unwrap_or("unknown")))),
     }
 }
