@@ -1,14 +1,24 @@
-//! SIGINT and SIGTERM: the first asks for a clean end, the second ends at once.
+//! SIGINT, SIGTERM and SIGHUP: the first asks for a clean end, the second ends at once.
 
 use crate::cli::exit::Exit;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Set by the first signal.
 pub(crate) type Flag = Arc<AtomicBool>;
 
-/// Starts listening for signals; what they did until now holds until then.
+/// What is done in any case, however much in a hurry somebody is.
+type Duty = Box<dyn FnOnce() + Send>;
+static DUTIES: Mutex<Vec<Duty>> = Mutex::new(Vec::new());
+
+/// Has this done before the process is ended by a second signal. Who ends by himself does it himself.
+pub(crate) fn before_the_end(duty: impl FnOnce() + Send + 'static) {
+    DUTIES.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(duty));
+}
+
+/// Starts listening for signals; what they did until now holds until then. A hang-up that is ignored (nohup(1)) stays so.
 pub(crate) fn install() -> std::io::Result<Flag> {
     let flag = Flag::default();
     let shared = Arc::clone(&flag);
@@ -17,21 +27,36 @@ pub(crate) fn install() -> std::io::Result<Flag> {
         let _inside = runtime.enter();
         signal(kind)
     };
-    let (interrupt, terminate) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
-    let watch = move || runtime.block_on(watch(interrupt, terminate, &shared));
+    let mut signals = vec![listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?];
+    if !ignores_hang_ups() {
+        signals.push(listen(SignalKind::hangup())?);
+    }
+    let watch = move || runtime.block_on(watch(signals, &shared));
     std::thread::Builder::new().name("signals".to_owned()).spawn(watch)?;
     Ok(flag)
 }
 
-async fn watch(mut interrupt: Signal, mut terminate: Signal, flag: &AtomicBool) {
+async fn watch(mut signals: Vec<Signal>, flag: &AtomicBool) {
     loop {
-        tokio::select! {
-            received = interrupt.recv() => if received.is_none() { return },
-            received = terminate.recv() => if received.is_none() { return },
+        let received = std::future::poll_fn(|context| {
+            let mut came = signals.iter_mut().map(|signal| signal.poll_recv(context));
+            came.find(Poll::is_ready).unwrap_or(Poll::Pending)
+        });
+        if received.await.is_none() {
+            return;
         }
         if flag.swap(true, Ordering::Relaxed) {
-            // Asked twice: nothing is worth waiting for.
+            // Asked twice: nothing else is worth waiting for. Another thread here may be at it already: that one ends the process.
+            let mut duties = DUTIES.lock().unwrap_or_else(PoisonError::into_inner);
+            duties.drain(..).for_each(|duty| duty());
             std::process::exit(Exit::Interrupted as i32);
         }
     }
+}
+
+/// By proc_pid_status(5): a mask of signals, of which SIGHUP is the first.
+fn ignores_hang_ups() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & 1 != 0)
 }
