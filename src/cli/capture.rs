@@ -6,7 +6,7 @@ use std::path::PathBuf;
 /// How VMs that run are captured.
 #[derive(Args, Clone, Default, Debug)]
 pub(crate) struct How {
-    /// How a QEMU's memory is taken. Default: the best that the VM allows
+    /// How a QEMU's memory is taken. Default: the best that the VM allows; one that stands is read in place if it can be
     #[arg(long, value_enum, value_name = "WAY")]
     pub(crate) way: Option<WayChoice>,
     /// The VM's disks are frozen while it stands: it goes on with new overlays in this directory, and clones have theirs over
@@ -28,6 +28,8 @@ pub(crate) enum WayChoice {
     LiveStream,
     /// From the shared file that its RAM is in
     SharedRam,
+    /// Read in that file, without a copy, while it is sent: the VM stands until the transfer is over. Only `clone` of qmp:
+    SharedRamInPlace,
     /// By a file that QEMU writes (9.0 or newer)
     MappedRam,
 }

@@ -15,7 +15,8 @@ The plan's VMs that are to be started have `launch`; how many clones of each sta
            \"launch\": {\"kind\": \"microvm\", \"attachments\": {\"state\": \"golden.state\"}}}]
 `launch` may also name a `working_set`: a file of pages in the order in which a guest first touched them, as `scatter microvm` and
 `--record` write it. Its contents are sent before everything else.
-A VM's image may be qmp:SOCKET, a QEMU that runs: it is captured, and goes on.
+A VM's image may be qmp:SOCKET, a QEMU that runs: it is captured, and goes on. With its RAM in a shared file it may stand in place of that,
+until all clones have it (--way shared-ram-in-place); if this is killed (kill -9) meanwhile, `cont` in its monitor lets it run.
 Each host must allow the kind: scatter receive --launch microvm. Device state goes out first; a clone's page faults are answered
 ahead of all other data, while multicast brings the rest. It ends when every clone has all of its memory, or is over.
 

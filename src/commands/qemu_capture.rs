@@ -10,10 +10,12 @@ use std::io::{ErrorKind, Read};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use vmm::image::ImageFormat;
+use vmm::image::{ImageFormat, MappedImage};
 use vmm::qemu::capture::{RamFile, import_mapped_ram};
 use vmm::qemu::disks::{Disk, freeze_disks, writable_disks};
-use vmm::qemu::{CaptureOptions, DeviceState, Qmp, Way, capture, libvirt};
+use vmm::qemu::{
+    CaptureOptions, Captured, DeviceState, Qmp, Standing, Way, capture, capture_for_transfer, libvirt,
+};
 
 /// The attachment that QEMU's guests have.
 pub(crate) const STATE: &str = "state";
@@ -27,6 +29,19 @@ pub(crate) struct Taken {
     pub(crate) format: ImageFormat,
     pub(crate) state: DeviceState,
     pub(crate) report: CaptureReport,
+    /// The image, if it is mapped already.
+    pub(crate) mapped: Option<MappedImage>,
+    /// It is read in place: the VM stands for as long as this is there.
+    pub(crate) standing: Option<Standing>,
+}
+
+/// What becomes of a VM's memory once it is taken.
+#[derive(Copy, Clone, PartialEq, Eq)]
+pub(crate) enum For {
+    /// A file, for later.
+    File,
+    /// It is sent at once.
+    Transfer,
 }
 
 /// Takes a VM that runs, or a file that has one, into a folder: `memory` and `state`.
@@ -35,7 +50,7 @@ pub(crate) fn into_folder(source: &Path, dir: &Path, how: &How) -> Outcome<Taken
     let name = source.display().to_string();
     let running = std::fs::metadata(source).is_ok_and(|file| file.file_type().is_socket());
     let taken = if running {
-        of_running(&name, source, &memory, how)?
+        of_running(&name, source, &memory, how, For::File)?
     } else {
         of_file(&name, source, &memory)?.ok_or_else(|| {
             let message = "is neither a monitor's socket, nor a mapped-ram file, nor an image of virsh save";
@@ -49,8 +64,8 @@ pub(crate) fn into_folder(source: &Path, dir: &Path, how: &How) -> Outcome<Taken
     Ok(taken)
 }
 
-/// Takes a VM that runs into a new file.
-pub(crate) fn of_running(vm: &str, socket: &Path, image: &Path, how: &How) -> Outcome<Taken> {
+/// Takes a VM that runs into a new file, but for what of it can be read in place.
+pub(crate) fn of_running(vm: &str, socket: &Path, image: &Path, how: &How, purpose: For) -> Outcome<Taken> {
     let named = || format!("VM {vm}: monitor {}", socket.display());
     let interrupt = interrupt::install().or_exit(Exit::System)?;
     let mut qmp = Qmp::connect(socket, MONITOR_WITHIN).with_context(named).or_exit(Exit::Input)?;
@@ -72,6 +87,7 @@ pub(crate) fn of_running(vm: &str, socket: &Path, image: &Path, how: &How) -> Ou
         way: how.way.map(|way| match way {
             WayChoice::LiveStream => Way::LiveStream,
             WayChoice::SharedRam => Way::SharedRam,
+            WayChoice::SharedRamInPlace => Way::InPlace,
             WayChoice::MappedRam => Way::MappedRam,
         }),
         resume: !how.stop,
@@ -79,25 +95,38 @@ pub(crate) fn of_running(vm: &str, socket: &Path, image: &Path, how: &How) -> Ou
         while_paused: Some(&mut freeze),
         ..CaptureOptions::new(image)
     };
-    let captured = capture(&mut qmp, options).with_context(named).or_exit(Exit::Input)?;
+    let (captured, mapped, standing) = match purpose {
+        For::File => capture(&mut qmp, options).map(|captured| (captured, None, None)),
+        For::Transfer => capture_for_transfer(qmp, options)
+            .map(|(captured, mapped, standing)| (captured, Some(mapped), standing)),
+    }
+    .with_context(named)
+    .or_exit(Exit::Input)?;
+    if let Some(standing) = &standing {
+        let put_back = standing.put_back();
+        interrupt::before_the_end(move || put_back.put_back());
+    }
+    let frozen = if frozen.is_some() { &disks[..] } else { &[] };
+    let report = report(vm, socket, &captured, frozen);
+    let Captured { image, format, state, .. } = captured;
+    Ok(Taken { image, format, state, report, mapped, standing })
+}
+
+fn report(vm: &str, socket: &Path, captured: &Captured, frozen: &[Disk]) -> CaptureReport {
     let figures = captured.figures;
-    let report = CaptureReport {
+    CaptureReport {
         vm: vm.to_owned(),
         source: socket.display().to_string(),
         way: captured.way.to_string(),
-        because: captured.because,
+        because: captured.because.clone(),
         total_s: figures.total.as_secs_f64(),
         pause_s: figures.pause.as_secs_f64(),
         pages: figures.pages,
         zero_pages: figures.zero_pages,
         stream_bytes: figures.stream_bytes,
-        disks: if frozen.is_some() {
-            disks.iter().map(|disk| words(std::slice::from_ref(disk))).collect()
-        } else {
-            Vec::new()
-        },
-    };
-    Ok(Taken { image: captured.image, format: captured.format, state: captured.state, report })
+        disks: frozen.iter().map(|disk| words(std::slice::from_ref(disk))).collect(),
+        disturbed: None,
+    }
 }
 
 /// Reads the memory of a file that has a VM's device state with it into a new file; `None` for other files.
@@ -130,8 +159,10 @@ pub(crate) fn of_file(vm: &str, path: &Path, image: &Path) -> Outcome<Option<Tak
         zero_pages: 0,
         stream_bytes: file.metadata().map_or(0, |file| file.len()),
         disks: Vec::new(),
+        disturbed: None,
     };
-    Ok(Some(Taken { image: image.to_owned(), format: ImageFormat::Raw, state, report }))
+    let (image, format) = (image.to_owned(), ImageFormat::Raw);
+    Ok(Some(Taken { image, format, state, report, mapped: None, standing: None }))
 }
 
 fn words(disks: &[Disk]) -> String {

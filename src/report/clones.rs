@@ -67,7 +67,7 @@ pub(crate) struct CaptureReport {
     pub(crate) because: String,
     /// From the first command to the last byte.
     pub(crate) total_s: f64,
-    /// How long the source stood.
+    /// How long the source stood, if it ran before: in place, until the transfer was over.
     pub(crate) pause_s: f64,
     /// Pages taken with their bytes, those that came again included; 0 for files.
     pub(crate) pages: u64,
@@ -77,6 +77,9 @@ pub(crate) struct CaptureReport {
     pub(crate) stream_bytes: u64,
     /// Disks that were frozen: their files do not change any more, and clones' overlays go over them.
     pub(crate) disks: Vec<String>,
+    /// Its memory was read in place, and what happened to it meanwhile: the transfer failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) disturbed: Option<String>,
 }
 
 /// In words.
@@ -91,6 +94,9 @@ pub(crate) fn capture_words(capture: &CaptureReport) -> String {
     );
     if capture.pause_s > 0.0 {
         let _ = write!(words, "; it stood for {}, and goes on", time(capture.pause_s));
+    }
+    if let Some(disturbed) = &capture.disturbed {
+        let _ = write!(words, "; not vouched for: {disturbed}");
     }
     if !capture.disks.is_empty() {
         let _ = write!(words, "; frozen disks: {}", capture.disks.join(", "));

@@ -195,10 +195,11 @@ pub(super) fn verdict(clones: &ClonesReport, hosts: Exit) -> Exit {
     }
 }
 
-/// What became of the clones of a transfer that was cancelled.
+/// What became of the clones of a transfer that was cancelled, by whomever.
 pub(super) fn say_cancelled(clones: &ClonesReport) {
+    let reasons = [sender::driver::CANCELLED, super::standing::READ_IN_PLACE];
     let cancelled = |clone: &&CloneReport| {
-        clone.failed.as_ref().is_some_and(|reason| reason.contains(sender::driver::CANCELLED))
+        clone.failed.as_ref().is_some_and(|why| reasons.iter().any(|reason| why.contains(reason)))
     };
     let names = |of: &dyn Fn(&&CloneReport) -> bool| {
         clones.clones.iter().filter(of).map(|clone| clone.name.as_str()).collect::<Vec<_>>().join(", ")

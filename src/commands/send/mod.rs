@@ -7,6 +7,7 @@ mod outcome;
 mod residents;
 mod schedule;
 mod sources;
+mod standing;
 pub(crate) mod under_way;
 
 use crate::cli::args::Send;
@@ -24,7 +25,7 @@ use net::udp::SenderOptions;
 use outcome::Sent;
 use pages::{IdSet, PageSource, VmId};
 use planner::{Isolation, Plan, SegmentWeight};
-use sender::driver::{HostTarget, Progress, Schedule, Transfer, TransferConfig};
+use sender::driver::{HostTarget, Progress, Schedule, Transfer, TransferConfig, Vouch};
 use sender::encode::{EncodePlan, SYMBOL_BYTES_MIN};
 use sender::prepare::{Prepared, VmInput};
 use sender::rate::RateConfig;
@@ -83,7 +84,7 @@ fn send(args: &Send, launch: Option<&Clone>) -> Outcome {
         Some(_) => None,
         None => leave::begin(args, &plan, &interrupt)?,
     };
-    let sources = match &leave {
+    let mut sources = match &leave {
         Some(leave) => sources::Sources::leaving(leave.images.clone()),
         None => sources::open(&plan, &args.group, launch)?,
     };
@@ -97,6 +98,7 @@ fn send(args: &Send, launch: Option<&Clone>) -> Outcome {
     let mut prepared = Prepared::new(vm_inputs(&plan, images), threads);
     residents::leave_out(&plan, &mut prepared, &addresses, &identity, threads, &display)?;
     images::check_unchanged(images)?;
+    sources.standing.check()?;
     let pages: Vec<&Arc<dyn PageSource>> = prepared.vms.iter().map(|vm| &vm.source).collect();
     let costs = images::encoding_costs(&prepared.index, &pages);
     let forced = if let EncodingChoice::Fixed(encoding) = args.encoding { Some(encoding) } else { None };
@@ -141,13 +143,15 @@ fn send(args: &Send, launch: Option<&Clone>) -> Outcome {
     sent.captures.clone_from(&sources.captures);
     // What running VMs change goes elsewhere, and their images with the last of them.
     let watched = if leave.is_some() { &[][..] } else { &images[..] };
-    let others = Others { watched, leave: leave.take(), under_way };
+    let others = Others { watched, leave: leave.take(), under_way, vouch: sources.standing.vouch() };
     let cancelled = transfer(&prepared, &schedule, config, others, &interrupt, &mut display, &mut sent)?;
+    let changed = images::check_unchanged(watched).map_err(said_of_changes);
+    let ended = std::mem::take(&mut sources.standing).end(&mut sent.captures);
     if let Some(args) = launch {
         clones::record(args, &plan, &sent)?;
     }
     let interrupted = interrupt.load(Ordering::Relaxed);
-    let exit = finish(args, sent, watched, interrupted, &mut display)?;
+    let exit = finish(args, sent, changed.and(ended), interrupted, &mut display)?;
     Ok(if cancelled && exit != Exit::Done { Exit::Interrupted } else { exit })
 }
 
@@ -157,6 +161,8 @@ struct Others<'a> {
     watched: &'a [Arc<MappedImage>],
     leave: Option<Leave>,
     under_way: Option<UnderWay>,
+    /// Asked whether what is read in place is right.
+    vouch: Option<Vouch>,
 }
 
 /// Runs the transfer; an image that changes meanwhile ends it. Whether it was cancelled.
@@ -173,6 +179,9 @@ fn transfer(
     let mut watch = None;
     if let Some(under_way) = &others.under_way {
         transfer.cancel_when(under_way.flag());
+    }
+    if let Some(vouch) = others.vouch {
+        transfer.vouched_by(vouch);
     }
     if let Some(leave) = others.leave {
         watch = Some(leave.watch()?);
@@ -201,32 +210,34 @@ fn transfer(
     Ok(others.under_way.is_some_and(|under_way| under_way.look()))
 }
 
-/// Reports, and says how it went by the exit code.
+fn said_of_changes(failure: Failure) -> Failure {
+    let error = failure.error.context(
+        "a source changed while it was read, so what hosts have of it may be a mixture: discard it and send again",
+    );
+    Failure { exit: Exit::Input, error }
+}
+
+/// Reports, and says how it went by the exit code. `vouched`: whether what was read is right.
 fn finish(
     args: &Send,
     sent: Sent,
-    images: &[Arc<MappedImage>],
+    vouched: Outcome<()>,
     interrupted: bool,
     display: &mut Display,
 ) -> Outcome {
-    let changed = images::check_unchanged(images);
     let departures = sent.outcome.as_ref().map(|outcome| outcome.departures.clone()).unwrap_or_default();
-    let report = sent.report(interrupted && changed.is_ok());
+    let report = sent.report(interrupted && vouched.is_ok());
     display.finish(&report);
     for path in &args.report {
         crate::report::write(&report, path)?;
     }
-    if let Err(failure) = changed {
-        let error = failure.error.context(
-            "a source changed while it was read, so what hosts have of it may be a mixture: discard it and send again",
-        );
-        return Err(Failure { exit: Exit::Input, error });
-    }
     if !departures.is_empty() {
+        vouched?;
         return Ok(leave::verdict(&departures, interrupted));
     }
-    let hosts = verdict(&report, interrupted);
     report.clones.iter().for_each(clones::say_cancelled);
+    vouched?;
+    let hosts = verdict(&report, interrupted);
     Ok(report.clones.as_ref().map_or(hosts, |of| clones::verdict(of, hosts)))
 }
 

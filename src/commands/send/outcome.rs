@@ -69,7 +69,9 @@ impl<'a> Sent<'a> {
         let hosts: Vec<HostReport> =
             self.plan.hosts.iter().zip(&outcome.hosts).map(|(host, end)| self.host(host, end)).collect();
         let complete = hosts.iter().filter(|host| host.is_complete()).count();
+        let vouched = self.captures.iter().all(|capture| capture.disturbed.is_none());
         let state = match complete {
+            _ if !vouched => "failed",
             count if count == hosts.len() => "complete",
             _ if interrupted => "interrupted",
             0 => "failed",

@@ -1,8 +1,9 @@
 //! Where the memory of a plan's VMs is read: files, VMs that run, files that have the device state with them.
 
+use super::standing::StandingVms;
 use crate::cli::clones::Clone as CloneArgs;
 use crate::cli::exit::{Coded, Exit, Failure, Outcome};
-use crate::commands::qemu_capture::{Taken, of_file, of_running};
+use crate::commands::qemu_capture::{For, Taken, of_file, of_running};
 use crate::images;
 use crate::report::CaptureReport;
 use anyhow::Context;
@@ -19,6 +20,8 @@ pub(super) struct Sources {
     /// Device state of the VMs that were taken, in the plan's order.
     pub(super) states: Vec<Option<Vec<u8>>>,
     pub(super) captures: Vec<CaptureReport>,
+    /// VMs whose memory is read in place.
+    pub(super) standing: StandingVms,
     /// Captured memory; gone when the transfer is.
     _dir: Option<TempDir>,
 }
@@ -27,13 +30,13 @@ impl Sources {
     /// Memory of VMs that leave, as it was first seen.
     pub(super) fn leaving(images: Vec<Arc<MappedImage>>) -> Self {
         let states = vec![None; images.len()];
-        Self { images, states, captures: Vec::new(), _dir: None }
+        Self { images, states, captures: Vec::new(), standing: StandingVms::default(), _dir: None }
     }
 }
 
 /// Opens the images, and captures what is to be captured if this is a clone.
 pub(super) fn open(plan: &Plan, file: &Path, clone: Option<&CloneArgs>) -> Outcome<Sources> {
-    let mut sources = Sources { images: Vec::new(), states: Vec::new(), captures: Vec::new(), _dir: None };
+    let mut sources = Sources::leaving(Vec::new());
     for (number, vm) in plan.vms.iter().enumerate() {
         let taken = match clone {
             Some(args) if is_taken(vm) => take(vm, file, args, number, &mut sources._dir)?,
@@ -45,7 +48,11 @@ pub(super) fn open(plan: &Plan, file: &Path, clone: Option<&CloneArgs>) -> Outco
         };
         match taken {
             Some(taken) => {
-                let image = MappedImage::open(&taken.image, Some(taken.format));
+                if let Some(standing) = taken.standing {
+                    sources.standing.add(&vm.name, sources.captures.len(), standing);
+                }
+                let open = || MappedImage::open(&taken.image, Some(taken.format));
+                let image = taken.mapped.map_or_else(open, Ok);
                 let image = image.with_context(|| format!("VM {}", vm.name)).or_exit(Exit::Input)?;
                 sources.images.push(Arc::new(image));
                 sources.states.push(Some(taken.state.encode()));
@@ -83,7 +90,7 @@ fn take(
     };
     let image = dir.path().join(number.to_string());
     match images::monitor(file, &vm.image) {
-        Some(socket) => of_running(&vm.name, &socket, &image, &args.capture).map(Some),
+        Some(socket) => of_running(&vm.name, &socket, &image, &args.capture, For::Transfer).map(Some),
         None => of_file(&vm.name, &images::path_beside(file, &vm.image), &image),
     }
 }

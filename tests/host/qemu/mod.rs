@@ -2,6 +2,7 @@
 
 mod clones;
 mod guest;
+mod in_place;
 mod kvm;
 mod libvirt;
 mod sources;
