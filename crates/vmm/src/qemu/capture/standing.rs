@@ -1,9 +1,9 @@
 //! A VM that stands while its memory is read in place, and a watch over it.
 //!
 //! Anybody may set it running by another monitor. QEMU writes the event of that to every monitor before a virtual CPU
-//! or a device runs (`vm_prepare_start` in `system/cpus.c` and `monitor_flush_locked` in `monitor/monitor.c` of QEMU 10.0; so since
-//! 2.12). So what was read is right if, *after* it was read, the event is not at our end of the socket:
-//! [`Standing::disturbed`] looks, and takes half a microsecond.
+//! or a device runs (`vm_prepare_start` in `system/cpus.c` and `monitor_flush_locked` in `monitor/monitor.c`; read in QEMU 7.0 and
+//! newer, tried with 10.0). So what was read is right if, *after* it was read, the event is not at our end of the socket:
+//! [`Standing::disturbed`] looks, by one poll(2).
 
 use super::super::error::QemuError;
 use super::super::qmp::{Qmp, QmpError};
