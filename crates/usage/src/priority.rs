@@ -96,7 +96,7 @@ mod tests {
                 tell.send(getpriority_process(None).expect("a nice value")).expect("heard");
             }
         });
-        let mut elsewhere = |leaves| {
+        let elsewhere = |leaves| {
             ask.send(leaves).expect("it listens");
             told.recv().expect("it answers")
         };
