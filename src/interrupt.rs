@@ -9,6 +9,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 /// Set by the first signal.
 pub(crate) type Flag = Arc<AtomicBool>;
 
+/// Its place among the signals.
+const HANG_UP: usize = 2;
+
 /// What is done in any case, however much in a hurry somebody is.
 type Duty = Box<dyn FnOnce() + Send>;
 static DUTIES: Mutex<Vec<Duty>> = Mutex::new(Vec::new());
@@ -39,13 +42,15 @@ pub(crate) fn install() -> std::io::Result<Flag> {
 async fn watch(mut signals: Vec<Signal>, flag: &AtomicBool) {
     loop {
         let received = std::future::poll_fn(|context| {
-            let mut came = signals.iter_mut().map(|signal| signal.poll_recv(context));
-            came.find(Poll::is_ready).unwrap_or(Poll::Pending)
+            let came = |(at, signal): (usize, &mut Signal)| match signal.poll_recv(context) {
+                Poll::Ready(received) => Some(received.map(|()| at)),
+                Poll::Pending => None,
+            };
+            signals.iter_mut().enumerate().find_map(came).map_or(Poll::Pending, Poll::Ready)
         });
-        if received.await.is_none() {
-            return;
-        }
-        if flag.swap(true, Ordering::Relaxed) {
+        let Some(received) = received.await else { return };
+        // A terminal that is closed may say so twice, by its shell and by the kernel.
+        if flag.swap(true, Ordering::Relaxed) && received != HANG_UP {
             // Asked twice: nothing else is worth waiting for. Another thread here may be at it already: that one ends the process.
             let mut duties = DUTIES.lock().unwrap_or_else(PoisonError::into_inner);
             duties.drain(..).for_each(|duty| duty());

@@ -110,7 +110,8 @@ impl Lives {
     }
 
     /// Keeps clones that depend on nobody.
-    pub(crate) fn keep_running(&mut self, transfer: String, guests: Guests) {
+    pub(crate) fn keep_running(&mut self, transfer: String, mut guests: Guests) {
+        guests.settle_down();
         if guests.any_alive() {
             self.0.insert(transfer, Standing::Running(guests));
         }

@@ -65,6 +65,10 @@ pub(super) fn start(
     let failed = tell.clone();
     let thread = std::thread::Builder::new().name(format!("clone-{number}")).spawn(move || {
         tracing::info!(clone = number, name = spec.name, "starting");
+        if spec.moves.is_none() {
+            // Whatever else moves here: a clone's program and vCPUs are no more urgent than other guests.
+            usage::priority::leave();
+        }
         // A clone whose program panics is over like any other, and is named.
         let run = std::panic::AssertUnwindSafe(|| launcher.run(&spec, &own));
         let ended = std::panic::catch_unwind(run).unwrap_or_else(|_| Err("its program panicked".into()));

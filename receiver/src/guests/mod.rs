@@ -119,7 +119,7 @@ pub struct Guests {
     /// Clones that were ended because their transfer was cancelled.
     gone: Vec<CloneStatus>,
     /// While VMs move here.
-    _raised: Option<Raised>,
+    raised: Option<Raised>,
 }
 
 impl Guests {
@@ -194,8 +194,7 @@ impl Guests {
             vms.push(vm);
         }
         let (waker, messages, scratch) = (Arc::clone(waker), VecDeque::new(), Scratch::new());
-        let mut guests =
-            Self { vms, waker, out, events, messages, notes, scratch, gone: Vec::new(), _raised: raised };
+        let mut guests = Self { vms, waker, out, events, messages, notes, scratch, gone: Vec::new(), raised };
         guests.feed_ahead();
         Ok(guests)
     }
@@ -329,6 +328,11 @@ impl Guests {
         let ours = |vm: &&GuestVm| vm.taking.as_ref().is_some_and(Taking::is_ours);
         let lost = self.vms.iter().filter(|vm| !vm.image.is_complete() && !ours(vm));
         lost.for_each(|vm| vm.image.lose(reason));
+    }
+
+    /// Their transfer is over: this process is no more urgent than they are.
+    pub fn settle_down(&mut self) {
+        self.raised = None;
     }
 
     /// Takes in what became of clones, with no sender to tell.

@@ -120,8 +120,8 @@ pub(super) struct Leave {
     folder: PathBuf,
     memory: PathBuf,
     lock: File,
-    /// For as long as VMs leave.
-    _raised: Option<Raised>,
+    /// For as long as VMs leave: the [`Watch`] has it then.
+    raised: Option<Raised>,
 }
 
 /// Takes the first pass over each VM, all at once; nothing if the plan's images are files.
@@ -191,8 +191,8 @@ pub(super) fn begin(args: &Send, plan: &Plan, interrupt: &AtomicBool) -> Outcome
     let pace =
         Pace { mode: args.mode, downtime_limit: args.downtime_limit, precopy_timeout: args.precopy_timeout };
     let cancel = Arc::default();
-    let _raised = raised.ok();
-    Ok(Some(Leave { images, guests, departures, journal, pace, cancel, folder, memory, lock, _raised }))
+    let raised = raised.ok();
+    Ok(Some(Leave { images, guests, departures, journal, pace, cancel, folder, memory, lock, raised }))
 }
 
 /// Each on a thread; if one fails, all run on.
@@ -231,10 +231,16 @@ fn first_passes(
 
 impl Leave {
     /// What tells others how the VMs fare, and hears them.
-    pub(super) fn watch(&self) -> Outcome<Watch> {
+    pub(super) fn watch(&mut self) -> Outcome<Watch> {
         let lock = self.lock.try_clone().or_exit(Exit::System)?;
         let (folder, memory) = (self.folder.clone(), self.memory.clone());
-        Ok(Watch { folder, memory, cancel: Arc::clone(&self.cancel), _lock: lock })
+        Ok(Watch {
+            folder,
+            memory,
+            cancel: Arc::clone(&self.cancel),
+            _lock: lock,
+            _raised: self.raised.take(),
+        })
     }
 }
 
@@ -244,6 +250,7 @@ pub(super) struct Watch {
     memory: PathBuf,
     cancel: Arc<AtomicBool>,
     _lock: File,
+    _raised: Option<Raised>,
 }
 
 impl Drop for Watch {

@@ -183,7 +183,7 @@ fn transfer(
     if let Some(vouch) = others.vouch {
         transfer.vouched_by(vouch);
     }
-    if let Some(leave) = others.leave {
+    if let Some(mut leave) = others.leave {
         watch = Some(leave.watch()?);
         transfer.depart(leave.departures, leave.journal, leave.pace, leave.cancel).or_exit(Exit::System)?;
     }

@@ -214,7 +214,12 @@ impl Vm {
     /// [`QemuError::Io`]: it is to be ended.
     pub fn adopt(&mut self, name: &str, dir: &Path) -> Result<(), QemuError> {
         std::fs::rename(&self.dir, dir).map_err(QemuError::io("rename", &self.dir))?;
-        std::os::unix::fs::symlink(dir, &self.dir).map_err(QemuError::io("make", &self.dir))?;
+        if let Err(error) = std::os::unix::fs::symlink(dir, &self.dir) {
+            // As before: whoever has `dir` can use it otherwise.
+            let back = std::fs::rename(dir, &self.dir).and_then(|()| std::fs::create_dir(dir));
+            back.map_err(QemuError::io("rename", dir))?;
+            return Err(QemuError::io("make", &self.dir)(error));
+        }
         let moved = |path: &Path| path.strip_prefix(&self.dir).map(|rest| dir.join(rest)).ok();
         if let Some(path) = moved(self.qmp.path()) {
             self.qmp.renamed(path);

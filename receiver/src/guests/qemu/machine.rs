@@ -4,6 +4,7 @@ use super::waiting::{Seen, Shelf};
 use crate::guests::words::words;
 use serde::Deserialize;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use vmm::lazy::LazyImage;
 use vmm::qemu::emit::template_backend;
@@ -141,7 +142,7 @@ impl Machine {
 
     /// How many more are to wait.
     pub(super) fn wanted(&self) -> usize {
-        self.config.warm.saturating_sub(self.shelf.len())
+        self.config.warm.saturating_sub(self.shelf.prune(self.disk_seen()))
     }
 
     /// Starts one that waits for whoever comes.
@@ -156,7 +157,7 @@ impl Machine {
     /// What tells whether the disk under overlays is still the same.
     fn disk_seen(&self) -> Option<Seen> {
         let metadata = std::fs::metadata(&self.config.disk.as_ref()?.file).ok()?;
-        Some((metadata.len(), metadata.modified().ok()?))
+        Some((metadata.dev(), metadata.ino(), metadata.len(), metadata.modified().ok()?))
     }
 
     /// Whether clean pages can be shared: by a QEMU that can leave memory out of its stream, over a single large block of ordinary

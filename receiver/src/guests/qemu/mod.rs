@@ -59,6 +59,7 @@ impl Qemus {
             return Err("no machine is told: `--qemu FILE` has QEMU's arguments (docs/qemu.md)".into());
         }
         let places = Places::new(clones)?;
+        waiting::sweep(places.root());
         let probed = machines.iter().map(|machine| Machine::probe(machine, clones).map(Arc::new));
         Ok(Self { stock: None, machines: probed.collect::<Result<_, _>>()?, places, warm: Mutex::default() })
     }
@@ -68,7 +69,7 @@ impl Qemus {
     /// # Errors
     /// In words: one does not start.
     pub fn keep_warm(&mut self) -> Result<(), String> {
-        if self.machines.iter().any(|machine| machine.wanted() > 0) {
+        if self.stock.is_none() && self.machines.iter().any(|machine| machine.wanted() > 0) {
             self.stock = Some(Stock::keep(self.machines.clone(), self.places.root())?);
         }
         Ok(())

@@ -1,7 +1,7 @@
 //! QEMUs that were started before anybody asked for them, as starting one takes longer than all else that a clone waits for.
 
 use super::machine::Machine;
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -17,8 +17,8 @@ const RETRY_AFTER: Duration = Duration::from_secs(60);
 /// What their folders' names begin with; then the receiver's process id.
 const PREFIX: &str = ".warm-";
 
-/// Length and time of the disk under a QEMU's overlay.
-pub(super) type Seen = (u64, SystemTime);
+/// Device, number, length and time of the disk under a QEMU's overlay.
+pub(super) type Seen = (u64, u64, u64, SystemTime);
 
 /// A QEMU that waits in a folder of its own.
 struct Waiting {
@@ -42,8 +42,21 @@ impl Shelf {
         self.taken_at.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.waiting().len()
+    /// Ends those that are of no use any more; how many are left.
+    pub(super) fn prune(&self, disk: Option<Seen>) -> usize {
+        let (kept, others) = {
+            let mut waiting = self.waiting();
+            let usable = |waiting: &mut Waiting| waiting.vm.check().is_ok() && waiting.disk == disk;
+            let (kept, others): (Vec<_>, Vec<_>) =
+                waiting.drain(..).map(|mut of| (usable(&mut of), of)).partition(|(usable, _)| *usable);
+            waiting.extend(kept.into_iter().map(|(_, of)| of));
+            (waiting.len(), others)
+        };
+        for (_, of) in others {
+            tracing::warn!(dir = %of.vm.dir().display(), "a QEMU that waited has ended, or its disk has changed: it is replaced");
+            discard(of.vm);
+        }
+        kept
     }
 
     pub(super) fn put(&self, vm: Vm, disk: Option<Seen>) {
@@ -108,10 +121,9 @@ impl Stock {
     /// # Errors
     /// In words: one does not start, or no thread.
     pub(super) fn keep(machines: Vec<Arc<Machine>>, clones: &Path) -> Result<Self, String> {
-        sweep(clones);
-        let mut filler = Filler { machines, clones: clones.to_owned(), count: 0 };
-        filler.fill()?;
+        let filler = Filler { machines, clones: clones.to_owned() };
         let (stop, stopped) = bounded(0);
+        filler.fill(&stopped)?;
         let thread =
             std::thread::Builder::new().name("warm-stock".into()).spawn(move || filler.run(&stopped));
         let thread = thread.map_err(|error| format!("cannot start a thread: {error}"))?;
@@ -132,27 +144,42 @@ impl Drop for Stock {
 struct Filler {
     machines: Vec<Arc<Machine>>,
     clones: PathBuf,
-    count: u64,
 }
 
 impl Filler {
-    fn fill(&mut self) -> Result<(), String> {
+    /// Whatever does not start keeps no other machine's from being started; the last failure is told.
+    fn fill(&self, stopped: &Receiver<()>) -> Result<(), String> {
+        let mut outcome = Ok(());
         for machine in &self.machines {
             while machine.shelf.is_quiet() && machine.wanted() > 0 {
-                self.count += 1;
-                let dir = self.clones.join(format!("{PREFIX}{}-{}", std::process::id(), self.count));
-                std::fs::create_dir(&dir)
-                    .map_err(|error| format!("cannot make the folder {}: {error}", dir.display()))?;
-                machine.stock(&dir).inspect_err(|_| remove(&dir))?;
+                if stopped.try_recv() == Err(TryRecvError::Disconnected) {
+                    return Ok(());
+                }
+                if let Err(reason) = self.start(machine) {
+                    outcome = Err(reason);
+                    break;
+                }
             }
         }
+        outcome
+    }
+
+    /// In a folder of its owner's alone, as clones' are.
+    fn start(&self, machine: &Machine) -> Result<(), String> {
+        let prefix = format!("{PREFIX}{}-", std::process::id());
+        let dir = tempfile::Builder::new().prefix(&prefix).tempdir_in(&self.clones);
+        let dir =
+            dir.map_err(|error| format!("cannot make a folder in {}: {error}", self.clones.display()))?;
+        machine.stock(dir.path())?;
+        // The QEMU has it from now on.
+        let _ = dir.keep();
         Ok(())
     }
 
-    fn run(mut self, stopped: &Receiver<()>) {
+    fn run(self, stopped: &Receiver<()>) {
         let mut wait = LOOK_EVERY;
         while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(wait) {
-            wait = match self.fill() {
+            wait = match self.fill(stopped) {
                 Ok(()) => LOOK_EVERY,
                 Err(reason) => {
                     tracing::warn!(reason, "no QEMU could be started to wait for VMs");
@@ -163,12 +190,14 @@ impl Filler {
     }
 }
 
-/// Removes what receivers that were killed left: their QEMUs have ended with them. Links are other names of clones' folders.
-fn sweep(clones: &Path) {
+/// Removes what receivers that were killed left: their QEMUs have ended with them. Links are other names of clones' folders. Before this
+/// process makes any: what has its number is an earlier one's.
+pub(super) fn sweep(clones: &Path) {
     for entry in std::fs::read_dir(clones).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let Some(rest) = name.to_str().and_then(|name| name.strip_prefix(PREFIX)) else { continue };
-        let alive = rest.split('-').next().is_some_and(|pid| Path::new("/proc").join(pid).exists());
+        let of = rest.split('-').next().unwrap_or_default();
+        let alive = of != std::process::id().to_string() && Path::new("/proc").join(of).exists();
         if !alive && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             remove(&entry.path());
         } else if std::fs::metadata(entry.path()).is_err() {

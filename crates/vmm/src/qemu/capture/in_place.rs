@@ -56,8 +56,17 @@ fn open_one(qmp: &Qmp, fingerprint: &Fingerprint, of: &BackingFile) -> Result<Op
 /// Which of these files is not the one that QEMU has mapped, as far as that can be told: another one stands under the name by now, or
 /// QEMU sees another file system than we do.
 pub(super) fn foreign(qmp: &Qmp, files: &[BackingFile]) -> Option<String> {
+    // Some file systems (btrfs, overlayfs) tell another device by stat(2) than in maps: the same number under the same name cannot be told apart.
     let is_foreign = |of: &&BackingFile| {
-        File::open(&of.path).is_ok_and(|file| is_mapped(qmp, &file).is_ok_and(|mapped| !mapped))
+        let same = |line: &str, number: u64| {
+            let mut fields = line.split_ascii_whitespace().skip(4);
+            fields.next().and_then(|of| of.parse().ok()) == Some(number) && fields.next() == of.path.to_str()
+        };
+        let mapped = |file: File| -> Result<bool, String> {
+            let number = file.metadata().map_err(|error| error.to_string())?.ino();
+            Ok(is_mapped(qmp, &file)? || maps(qmp)?.lines().any(|line| same(line, number)))
+        };
+        File::open(&of.path).is_ok_and(|file| mapped(file).is_ok_and(|mapped| !mapped))
     };
     files.iter().find(is_foreign).map(|of| not_mapped(&of.path))
 }
@@ -69,10 +78,14 @@ fn not_mapped(path: &Path) -> String {
 /// Whether the process that listens at the monitor's socket has this file mapped; or why that cannot be told.
 fn is_mapped(qmp: &Qmp, file: &File) -> Result<bool, String> {
     let metadata = file.metadata().map_err(|error| error.to_string())?;
+    Ok(maps(qmp)?.lines().any(|line| is_shared_mapping(line, metadata.dev(), metadata.ino())))
+}
+
+/// What the process that listens at the monitor's socket has mapped (proc_pid_maps(5)).
+fn maps(qmp: &Qmp) -> Result<String, String> {
     let pid = qmp.peer().ok_or("the system does not tell which process its monitor belongs to")?;
-    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps"))
-        .map_err(|error| format!("/proc/{pid}/maps cannot be read: {error}"))?;
-    Ok(maps.lines().any(|line| is_shared_mapping(line, metadata.dev(), metadata.ino())))
+    std::fs::read_to_string(format!("/proc/{pid}/maps"))
+        .map_err(|error| format!("/proc/{pid}/maps cannot be read: {error}"))
 }
 
 /// Whether a line of /proc/PID/maps (proc_pid_maps(5)) is a shared mapping of this file.
@@ -107,13 +120,15 @@ fn outsider_among(types: &[String], network: &str) -> Option<String> {
     names.find(|name| OUTSIDERS.iter().any(|outsider| name.contains(outsider))).map(str::to_owned)
 }
 
-/// The pages of the image that these files have.
-pub(super) fn pieces(files: Vec<OpenFile>, blocks: &[Block]) -> Vec<Piece> {
+/// The pages of the image that these files have. A block that the stream did not name would be zeros in the image.
+pub(super) fn pieces(files: Vec<OpenFile>, blocks: &[Block]) -> Result<Vec<Piece>, QemuError> {
     let piece = |OpenFile { block, file, path, offset }| {
-        let block = blocks.iter().find(|row| row.id == block)?;
-        Some(Piece { file, path, offset, pages: block.page_range() })
+        let found = blocks.iter().find(|row| row.id == block);
+        let missing = || QemuError::refused(format!("its stream does not name the RAM block {block}"));
+        let pages = found.ok_or_else(missing)?.page_range();
+        Ok(Piece { file, path, offset, pages })
     };
-    files.into_iter().filter_map(piece).collect()
+    files.into_iter().map(piece).collect()
 }
 
 #[cfg(test)]

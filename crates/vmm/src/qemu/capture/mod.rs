@@ -165,7 +165,7 @@ pub fn capture_for_transfer(
             Way::InPlace => Some(Standing::begin(qmp, resume)?),
             _ => None,
         };
-        let pieces = in_place::pieces(files, &captured.state.blocks);
+        let pieces = in_place::pieces(files, &captured.state.blocks)?;
         let image = MappedImage::open(&captured.image, Some(captured.format))?.with_pieces(pieces)?;
         Ok((image, standing))
     })();
