@@ -6,10 +6,14 @@ use crate::qemu::{BOOT_WITHIN, Machine, Sweep, linux, taken_warm, ticks, wait_fo
 use crate::sending::{Sending, Sent};
 use lab::hosts::{LabOptions, Loss, Scope};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use vmm::qemu::{Identity, Launch, Vm};
+
+/// Nice value of senders and receivers while VMs move; the fleet's processes have another one already.
+const URGENT: &str = "-12";
 
 /// The source's VMs, and hosts for them.
 pub(crate) struct Evacuation {
@@ -83,7 +87,7 @@ impl Evacuation {
     pub(crate) fn start_receiver(&mut self, host: u16) {
         let clones = self.clones_dir(host);
         let clones = clones.to_str().expect("a UTF-8 path");
-        let args = ["--launch", "qemu", "--qemu", "machine.json", "--clones", clones];
+        let args = ["--launch", "qemu", "--qemu", "machine.json", "--clones", clones, "--nice", URGENT];
         self.fleet.start_receiver_args(host, &format!("keys/{}", name(host)), &[], &args);
     }
 
@@ -260,12 +264,27 @@ fn a_running_vm_moves_in_each_mode_without_loss_and_with_one_percent() {
         evacuation.fleet.lab.loss(1, loss).expect("loss");
         evacuation.start_receivers();
         let plan = evacuation.plan();
-        let sent = evacuation.send(&plan, &["--mode", mode, "--downtime-limit", "2000"]).finish();
+        let own = evacuation.fleet.receiver(1).nice();
+        let args = ["--mode", mode, "--downtime-limit", "2000", "--nice", URGENT];
+        let mut sending = evacuation.send(&plan, &args);
+        let mut nice = BTreeSet::new();
+        while sending.running.is_alive() {
+            nice.insert([sending.running.nice(), evacuation.fleet.receiver(1).nice()]);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let sent = sending.finish();
+        // Both at once: while pages move.
+        assert!(nice.contains(&[URGENT.parse().ok(); 2]), "{nice:?}: {}", sent.said);
         say(mode, &evacuation.status(0));
         println!("{}", evacuation.fleet.receiver(1).said());
         check_report(&sent.ok(), 1, 128 << 8);
         evacuation.check_moved(0);
         evacuation.check_nothing_left();
+        let deadline = Instant::now() + PATIENCE;
+        while evacuation.fleet.receiver(1).nice() != own {
+            assert!(Instant::now() < deadline, "its VM runs on beside a receiver that is more urgent");
+            std::thread::sleep(Duration::from_millis(5));
+        }
         evacuation.settle();
     }
 }

@@ -40,6 +40,12 @@ impl Running {
         self.child.wait().expect("a child of ours");
     }
 
+    /// Its nice value (proc_pid_stat(5), field 19); nothing if it has ended.
+    pub(crate) fn nice(&self) -> Option<i32> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).ok()?;
+        stat.rsplit_once(')')?.1.split_whitespace().nth(16)?.parse().ok()
+    }
+
     /// Whether it has not ended.
     pub(crate) fn is_alive(&mut self) -> bool {
         self.child.try_wait().expect("a child of ours").is_none()

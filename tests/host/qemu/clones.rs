@@ -1,10 +1,14 @@
 //! One running Linux guest becomes many.
 
-use super::{Qemus, how, linux, say, taken_warm, ticks};
+use super::{Qemus, how, linux, say, taken_warm, ticks, waited};
 use crate::fleet::PATIENCE;
 use crate::handover::{assert_ended, qemus};
 use lab::hosts::{Loss, Scope};
+use nix::sys::signal::{Signal, kill};
 use serde_json::json;
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 #[test]
@@ -36,6 +40,41 @@ fn a_running_linux_guest_becomes_eight_on_four_hosts_without_loss_and_with_one_p
         }
         println!("all ticked 70 times after {:?}", start.elapsed());
     }
+}
+
+#[test]
+fn a_qemu_that_waited_and_died_is_not_used_and_what_a_killed_receiver_left_of_such_is_removed() {
+    const TEST: &str =
+        "a_qemu_that_waited_and_died_is_not_used_and_what_a_killed_receiver_left_of_such_is_removed";
+    let Some(machine) = linux(TEST, 96, 8) else { return };
+    let Some(mut qemus_of) = Qemus::new(TEST, 1, machine) else { return };
+    let (plan, clones) = (qemus_of.plan(2), qemus_of.clones_dir(1));
+    qemus_of.may_start(&json!({ "warm": 2 }));
+    let waiting = |clones: &Path| {
+        let folders = fs::read_dir(clones).expect("clones").map(|entry| entry.expect("an entry").path());
+        folders.filter(|path| waited(path) && !path.is_symlink()).collect::<BTreeSet<_>>()
+    };
+    qemus_of.start_receivers();
+    let [dead, _] = qemus(&clones)[..] else { panic!("two wait: {:?}", qemus(&clones)) };
+    kill(dead, Signal::SIGKILL).expect("one of ours");
+    let sent = qemus_of.fleet.transfer("clone", &plan, &["--rate", "500M"]).finish().ok();
+    assert_eq!(sent.report["clones"]["running"], 2, "{}", sent.said);
+    assert_eq!((taken_warm(&clones), waiting(&clones).len()), (1, 0), "one of two was alive");
+    let said = qemus_of.fleet.receiver(1).said();
+    assert!(said.contains("a QEMU that waited is not used"), "{said}");
+    qemus_of.check_guests(2);
+
+    let restart = |qemus_of: &mut Qemus| {
+        qemus_of.fleet.receiver(1).kill();
+        assert_ended(&clones);
+        let left = waiting(&clones);
+        qemus_of.start_receiver(1);
+        (left, waiting(&clones))
+    };
+    let (_, first) = restart(&mut qemus_of);
+    let (left, second) = restart(&mut qemus_of);
+    assert_eq!((&left, second.len()), (&first, 2), "a killed receiver cannot tidy up");
+    assert!(second.is_disjoint(&first), "the next one does: {second:?}");
 }
 
 #[test]

@@ -92,7 +92,7 @@ pub(crate) fn ring_three(test: &str, kind: &str, mib: u32) -> Option<Machine> {
     let step = ((checked - 8) << 8).div_ceil(12);
     let append = format!("mb={checked} seed=7 zero=30 dup=20 pattern=1 step={step} write=2 idle=4000000");
     let mut fixed = format!(
-        "-accel {accelerator} -cpu max -nodefaults -no-reboot -display none -machine {kind} -serial file:{{dir}}/serial \
+        "-accel {accelerator} -cpu max,arch-capabilities=off -nodefaults -no-reboot -display none -machine {kind} -serial file:{{dir}}/serial \
          -qmp unix:{{dir}}/user.sock,server=on,wait=off -m {mib}"
     );
     if kind != "microvm" {

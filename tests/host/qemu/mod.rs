@@ -62,13 +62,18 @@ impl Qemus {
     fn start_receivers(&mut self) {
         self.fleet.stop_receivers();
         for host in self.fleet.numbers() {
-            let keys = format!("keys/{}", name(host));
             let clones = self.clones_dir(host);
             let _ = fs::remove_dir_all(&clones);
-            let clones = clones.to_str().expect("a UTF-8 path");
-            let args = ["--launch", "qemu", "--qemu", "machine.json", "--clones", clones];
-            self.fleet.start_receiver_args(host, &keys, &[], &args);
+            self.start_receiver(host);
         }
+    }
+
+    /// Beside whatever an earlier one left.
+    fn start_receiver(&mut self, host: u16) {
+        let (keys, clones) = (format!("keys/{}", name(host)), self.clones_dir(host));
+        let clones = clones.to_str().expect("a UTF-8 path");
+        let args = ["--launch", "qemu", "--qemu", "machine.json", "--clones", clones];
+        self.fleet.start_receiver_args(host, &keys, &[], &args);
     }
 
     /// A plan that starts so many clones of the running source on each host.
