@@ -52,6 +52,12 @@ class Net:
         out = subprocess.run(self.exec(0, "cat", "/sys/class/net/e0/statistics/tx_bytes"), check=True, capture_output=True)
         return int(out.stdout)
 
+    def traffic(self):
+        """Bytes on all links so far: each host has one, and both directions count."""
+        counters = [f"/sys/class/net/e0/statistics/{way}_bytes" for way in ("tx", "rx")]
+        said = [subprocess.run(self.exec(n, "cat", *counters), check=True, capture_output=True).stdout for n in range(len(self.names))]
+        return sum(int(line) for host in said for line in host.split())
+
     def close(self):
         for ns in self.names + [self.switch]:
             subprocess.run(["ip", "netns", "del", ns], capture_output=True)
@@ -192,7 +198,7 @@ def scatter(args, net, work, source, captured, rehearsed):
         vm = {"image": f"qmp:{source}/user.sock", "launch": {"kind": "qemu"}}
     vm |= {"name": "golden", "memory_mib": args.mib, "to": {"clones": args.clones}, "clones_per_host": -(-args.clones // args.hosts)}
     listening = receivers(args, net, base, {"name": "ticker", "args": machine(args), "memory": args.memory}, [vm])
-    before, start = net.sent(), time.monotonic()
+    before, traffic, start = net.sent(), net.traffic(), time.monotonic()
     log = open(f"{base}/send.log", "w")
     sender = spawn(net.exec(0, binary, "clone", "--group", "plan.json", "--keys", "keys/src", "--interface", "e0", "--rate",
                             f"{args.mbit * 96 // 100}M", "--report", "report.json"), cwd=base, stdout=log, stderr=log)
@@ -205,7 +211,7 @@ def scatter(args, net, work, source, captured, rehearsed):
     first = await_ticks(directories, 1, start, alive)
     if sender.wait(PATIENCE_S) != 0:
         raise RuntimeError(open(f"{base}/send.log").read())
-    total, sent = time.monotonic() - start, net.sent() - before
+    total, sent, traffic = time.monotonic() - start, net.sent() - before, net.traffic() - traffic
     # More than a sweep over all of the guest's memory.
     await_ticks(directories, 70, start)
     report = json.load(open(f"{base}/report.json"))
@@ -213,7 +219,7 @@ def scatter(args, net, work, source, captured, rehearsed):
         end(receiver)
     clones, network = report["clones"], report["network"]
     shutil.rmtree(base)
-    return {"first_tick_s": first, "all_memory_s": total, "link_bytes": sent, "wire_bytes": network["wire_bytes"],
+    return {"first_tick_s": first, "all_memory_s": total, "link_bytes": sent, "traffic_bytes": traffic, "wire_bytes": network["wire_bytes"],
             "encoded_bytes": network["encoded_bytes"], "prepare_s": report["times"]["prepare_s"],
             "first_instruction_last_s": clones["first_instruction_last_s"], "pages_answered": clones["pages_answered"],
             "faults": {of: clones[f"faults_{of}"] for of in ("here", "block", "sender")},
@@ -240,7 +246,7 @@ def stock(args, net, work, source, qmp, multifd):
         targets.append((child, uri))
     qmp("migrate-set-capabilities", capabilities=capabilities)
     qmp("migrate-set-parameters", **names)
-    before, start, first, pauses = net.sent(), time.monotonic(), [], []
+    before, traffic, start, first, pauses = net.sent(), net.traffic(), time.monotonic(), [], []
     for k, (_, uri) in enumerate(targets):
         qmp("migrate", uri=uri)
         while (now := qmp("query-migrate"))["status"] not in ("completed", "failed"):
@@ -249,7 +255,7 @@ def stock(args, net, work, source, qmp, multifd):
             raise RuntimeError(now.get("error-desc", "failed"))
         qmp("cont")
         pauses.append(now["downtime"] / 1e3)
-    total, sent = time.monotonic() - start, net.sent() - before
+    total, sent, traffic = time.monotonic() - start, net.sent() - before, net.traffic() - traffic
     directories = [f"{base}/{k}" for k in range(args.clones)]
     # Ticks of clones that run since long are found late here only if they came since the loop above; the last is what counts.
     first = await_ticks(directories, 1, start)
@@ -257,7 +263,7 @@ def stock(args, net, work, source, qmp, multifd):
     for child, _ in targets:
         end(child)
     shutil.rmtree(base)
-    return {"all_memory_s": total, "last_first_tick_s": first[-1], "link_bytes": sent, "pauses_s": pauses}
+    return {"all_memory_s": total, "last_first_tick_s": first[-1], "link_bytes": sent, "traffic_bytes": traffic, "pauses_s": pauses}
 
 
 def main():

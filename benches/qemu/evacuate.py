@@ -147,19 +147,20 @@ def scatter(args, net, base, guests, mode):
     sources = [Watch(of["dir"]) for of in guests]
     targets = [Watch(f"{base}/c{of['host']}/{of['name']}") for of in guests]
     time.sleep(1.5)
-    before, idle, start = net.sent(), idle_s(), time.monotonic()
+    before, traffic, idle, start = net.sent(), net.traffic(), idle_s(), time.monotonic()
     with open(f"{base}/send.log", "w") as log:
         sender = spawn(net.exec(0, binary, "send", "--group", "plan.json", "--keys", "keys/src", "--interface", "e0", "--rate",
                                 f"{args.mbit * 96 // 100}M", "--mode", mode, "--report", "report.json"), cwd=base, stdout=log, stderr=log)
         if sender.wait(PATIENCE_S) != 0:
             raise RuntimeError(open(f"{base}/send.log").read())
-    total, sent, idle = time.monotonic() - start, net.sent() - before, idle_s() - idle
+    total, idle, sent = time.monotonic() - start, idle_s() - idle, net.sent() - before
+    traffic = net.traffic() - traffic
     await_sweep(args, [watch.directory for watch in targets])
     report = json.load(open(f"{base}/report.json"))
     told = [{"downtime_told_ms": of["downtime_s"] * 1e3, "evicted_s": of["evicted_s"], "stale_pages": of["stale_pages"],
              "dirty_pages_per_s": of["dirty_pages_per_s"]} for of in report["departures"]]
     vms = [{**figures(*pair), **of} for pair, of in zip(zip(sources, targets), told)]
-    return {"total_s": total, "link_bytes": sent, "idle": idle / total / os.cpu_count(), "encoded_bytes":
+    return {"total_s": total, "link_bytes": sent, "traffic_bytes": traffic, "idle": idle / total / os.cpu_count(), "encoded_bytes":
             report["network"]["encoded_bytes"], "times": report["times"], "encoding": report["settings"]["encoding"], "vms": vms}
 
 
@@ -187,7 +188,7 @@ def stock(args, net, base, guests, way):
         monitors[-1]("migrate-set-capabilities", capabilities=capabilities)
         monitors[-1]("migrate-set-parameters", **parameters)
     time.sleep(1.5)
-    before, idle, start = net.sent(), idle_s(), time.monotonic()
+    before, traffic, idle, start = net.sent(), net.traffic(), idle_s(), time.monotonic()
     told, switched = [None] * len(guests), set()
     waiting, under_way = list(range(len(guests))), []
     while waiting or under_way:
@@ -206,10 +207,11 @@ def stock(args, net, base, guests, way):
                 monitors[at]("migrate-start-postcopy")
                 switched.add(at)
         time.sleep(0.003)
-    total, sent, idle = time.monotonic() - start, net.sent() - before, idle_s() - idle
+    total, idle, sent = time.monotonic() - start, idle_s() - idle, net.sent() - before
+    traffic = net.traffic() - traffic
     await_sweep(args, [watch.directory for watch in targets])
     vms = [{**figures(*pair), **of} for pair, of in zip(zip(sources, targets), told)]
-    return {"total_s": total, "link_bytes": sent, "idle": idle / total / os.cpu_count(), "vms": vms}
+    return {"total_s": total, "link_bytes": sent, "traffic_bytes": traffic, "idle": idle / total / os.cpu_count(), "vms": vms}
 
 
 def boot(args, net, work):
@@ -266,7 +268,7 @@ def one(args, net, work, saved, way):
     sweep(base)
     shutil.rmtree(base)
     median = lambda name: sorted(of[name] for of in run["vms"])[len(run["vms"]) // 2]
-    print(f"{args.mbit} Mbit/s, {'scatter' if ours else 'QEMU'}, {way}: {run['total_s']:.2f} s in all, link {run['link_bytes'] / 1e6:.1f} MB, CPUs idle {run['idle']:.0%}; stopped "
+    print(f"{args.mbit} Mbit/s, {'scatter' if ours else 'QEMU'}, {way}: {run['total_s']:.2f} s in all, link {run['link_bytes'] / 1e6:.1f} MB, all links {run['traffic_bytes'] / 1e6:.0f} MB, CPUs idle {run['idle']:.0%}; stopped "
           f"{median('stopped_ms'):.0f} ms, silent {median('silent_ms'):.0f} ms (a tick takes {median('tick_p50_ms'):.0f} ms), ten ticks "
           f"{median('ten_ticks_ms'):.0f} ms (medians of {len(run['vms'])}); load {load:.1f}", flush=True)
     return {"what": way, "load": load, **run}
