@@ -34,7 +34,7 @@ pub(super) struct Encoded {
 }
 
 impl Encoders {
-    /// `yields`: clones are starting, which need the CPUs of this machine more.
+    /// `yields`: clones are starting, so bulk data are less urgent than guests, here as at hosts that share these CPUs.
     pub(super) fn start(
         prepared: &Arc<Prepared>,
         stripes: Vec<Stripe>,
