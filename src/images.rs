@@ -11,10 +11,27 @@ use std::sync::Arc;
 use std::time::Instant;
 use vmm::image::MappedImage;
 
-/// Contents that are sampled together, neighbours in memory as in a block.
-const SAMPLE_RUN: u32 = 64;
-/// Such runs: 4 MiB in all.
-const SAMPLE_RUNS: u32 = 16;
+/// How much is encoded to learn what the encodings cost.
+#[derive(Clone, Copy)]
+pub(crate) enum Sample {
+    /// 4 MiB, some 50 ms: bytes and times are foretold by it.
+    Thorough,
+    /// 1 MiB: to choose by, while hosts wait.
+    Quick,
+}
+
+impl Sample {
+    /// Runs of contents, from all over the images.
+    const RUNS: u32 = 16;
+
+    /// Contents in a run, neighbours in memory as in a block.
+    fn run(self) -> u32 {
+        match self {
+            Self::Thorough => 64,
+            Self::Quick => 16,
+        }
+    }
+}
 
 /// What an image begins with that is no file but a monitor's socket of a QEMU that runs.
 const RUNNING: &str = "qmp:";
@@ -49,12 +66,13 @@ pub(crate) fn open(vm: &str, path: &Path, format: Option<ImageFormat>) -> Outcom
 pub(crate) fn encoding_costs<S: AsRef<dyn PageSource>>(
     index: &MergeIndex,
     sources: &[S],
+    sample: Sample,
 ) -> [EncodingCost; 3] {
     let count = index.content_count();
-    let runs = SAMPLE_RUNS.min(count.div_ceil(SAMPLE_RUN)).max(1);
+    let runs = Sample::RUNS.min(count.div_ceil(sample.run())).max(1);
     let spots = (0..runs).map(|run| u64::from(count) * u64::from(run) / u64::from(runs));
     let ids =
-        spots.flat_map(|spot| (spot..spot + u64::from(SAMPLE_RUN)).take_while(|id| *id < u64::from(count)));
+        spots.flat_map(|spot| (spot..spot + u64::from(sample.run())).take_while(|id| *id < u64::from(count)));
     let page = |id: u64| -> &Page {
         let id = ContentId(u32::try_from(id).expect("below the number of contents"));
         let (vm, pfn) = index.representative(id);

@@ -122,8 +122,6 @@ impl Service {
         config: ServiceConfig,
         observer: &mut dyn FnMut(ServiceEvent),
     ) -> Result<Self, ServiceError> {
-        // Not while a sender waits.
-        net::pki::seed_randomness();
         let store = Store::open(&config.store).map_err(ServiceError::Store)?;
         end_undecided(&store, &config.guests, observer);
         let waker = Arc::new(Waker::new().map_err(ServiceError::Start)?);

@@ -112,7 +112,7 @@ pub(crate) struct Capture {
     #[arg(long, value_name = "FILE")]
     pub(crate) rehearse: Option<PathBuf>,
     /// For how long it runs then, from its first instruction, in ms of its CPUs' time; by the clock at most four times that
-    #[arg(long, value_name = "MS", default_value_t = 250, value_parser = clap::value_parser!(u64).range(1..=60_000))]
+    #[arg(long, value_name = "MS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=60_000))]
     pub(crate) rehearse_for: u64,
     /// QEMU
     #[command(flatten)]

@@ -3,6 +3,7 @@
 use crate::cli::args::Plan as Args;
 use crate::cli::exit::{Coded, Exit, Failure, Outcome};
 use crate::commands::{answers, read_text, threads, write_file};
+use crate::images::Sample;
 use crate::{images, units};
 use anyhow::Context;
 use pages::{MergeIndex, MergeInput, PageSource, merge};
@@ -112,7 +113,7 @@ fn measure(args: &Args, inventory: &Inventory, vms: &[&Vm]) -> Outcome<Weights> 
     let domains = super::send::domains(inventory.isolation == Isolation::Strict, &tenants);
     let index = merge(&MergeInput { sources: &sources, domains: &domains, threads });
     let shared: Vec<Arc<dyn PageSource>> = opened.iter().map(|image| Arc::clone(image) as _).collect();
-    let costs = images::encoding_costs(&index, &shared);
+    let costs = images::encoding_costs(&index, &shared, Sample::Thorough);
     let rate = u64::from(inventory.source.rate_mbps) * 1_000_000;
     let (encoding, ratio) = images::encoding_for(&costs, None, rate, threads);
     images::check_unchanged(&opened)?;

@@ -9,8 +9,11 @@ use wire::control::Want;
 
 /// They go first for so long at most, from the start of the transfer. Receivers wait for the first block for longer.
 const FIRST_MAX: Duration = Duration::from_secs(1);
-/// When no clone has waited for a page for so long, they have what they need.
+/// When no clone has waited for a page for so long, they have what they need,
 const QUIET: Duration = Duration::from_millis(30);
+/// though not before the last of them has run for so long. Clones whose working set went ahead wait for no page, but need the CPUs of their
+/// hosts: to load their devices, to fill caches, to translate their code anew.
+const SETTLE: Duration = Duration::from_millis(500);
 /// Answers may take this part of the bytes that are to be sent. Beyond, what clones touch is no small working set, and blocks bring it to all at once.
 const BUDGET_PART: u64 = 32;
 
@@ -20,6 +23,8 @@ pub(super) struct GoFirst {
     budget_bytes: u64,
     /// When a clone last waited for a page.
     last_fault: Option<Duration>,
+    /// When a clone last began to run.
+    last_start: Option<Duration>,
     /// Hosts that have taken the offer: they have images to put pages into.
     accepted: Vec<bool>,
     /// It does not come back.
@@ -37,8 +42,9 @@ impl GoFirst {
 
     /// Whether bulk data wait: clones are `starting`, or answers of `answered_bytes` so far did not give them all that they need.
     fn judge(&mut self, starting: bool, answered_bytes: u64, now: Duration) -> bool {
-        let faults = |at| now < at + QUIET && answered_bytes < self.budget_bytes;
-        let first = starting || self.last_fault.is_some_and(faults);
+        let settles = self.last_fault.is_some_and(|at| now < at + QUIET)
+            || self.last_start.is_some_and(|at| now < at + SETTLE);
+        let first = starting || settles && answered_bytes < self.budget_bytes;
         self.over |= now >= FIRST_MAX || !first;
         !self.over
     }
@@ -50,6 +56,7 @@ impl Guests {
         let starts =
             |clone: &CloneOutcome| clone.running.is_none() && clone.failed.is_none() && !clone.leaves;
         let starting = self.clones.all().iter().any(starts);
+        self.go_first.last_start = self.clones.all().iter().filter_map(|clone| clone.running).max();
         self.go_first.judge(starting, self.service.stats().bytes, now)
     }
 
@@ -92,5 +99,14 @@ mod tests {
         );
         assert!(GoFirst::new(1, 1 << 20).judge(true, 1 << 20, 999 * MS), "none runs yet");
         assert!(!GoFirst::new(1, 1 << 20).judge(true, 0, 1000 * MS));
+    }
+
+    #[test]
+    fn clones_that_wait_for_nothing_have_the_cpus_until_they_have_settled() {
+        let mut started = GoFirst { last_start: Some(200 * MS), ..GoFirst::new(1, 1 << 20) };
+        assert!(started.judge(false, 0, 699 * MS));
+        assert!(!started.judge(false, 0, 700 * MS));
+        let mut late = GoFirst { last_start: Some(900 * MS), ..GoFirst::new(1, 1 << 20) };
+        assert!(!late.judge(false, 0, 1000 * MS), "not for ever");
     }
 }

@@ -15,6 +15,7 @@ use crate::cli::clones::{Clone, SharedFaults};
 use crate::cli::exit::{Coded, Exit, Failure, Outcome};
 use crate::cli::parse::{EncodingChoice, SymbolSize};
 use crate::commands::{host_addresses, load_keys, read_plan, sender_keys, sending_interface, threads};
+use crate::images::Sample;
 use crate::report::{Settings, TransferReport};
 use crate::{images, interrupt, units};
 use display::Display;
@@ -47,19 +48,12 @@ const WATCH_EVERY: Duration = Duration::from_secs(1);
 
 /// Memory files.
 pub(crate) fn run(args: &Send) -> Outcome {
-    seed();
     send(args, None)
 }
 
 /// `scatter clone`: VMs that are started while their memory arrives.
 pub(crate) fn clone(args: &Clone) -> Outcome {
-    seed();
     send(&args.send, Some(args))
-}
-
-/// Has random numbers ready before the hosts are; nobody waits for the thread itself.
-fn seed() {
-    std::thread::spawn(net::pki::seed_randomness);
 }
 
 /// `launch`: VMs are to be started, and some captured before.
@@ -100,7 +94,7 @@ fn send(args: &Send, launch: Option<&Clone>) -> Outcome {
     images::check_unchanged(images)?;
     sources.standing.check()?;
     let pages: Vec<&Arc<dyn PageSource>> = prepared.vms.iter().map(|vm| &vm.source).collect();
-    let costs = images::encoding_costs(&prepared.index, &pages);
+    let costs = images::encoding_costs(&prepared.index, &pages, Sample::Quick);
     let forced = if let EncodingChoice::Fixed(encoding) = args.encoding { Some(encoding) } else { None };
     let rate_bps = expected_rate(&args.rate.0, &plan);
     let (encoding, ratio) = images::encoding_for(&costs, forced, rate_bps, threads);

@@ -300,12 +300,3 @@ fn server_config(
     config.alpn_protocols = vec![PROTOCOL.to_vec(), PEER_PROTOCOL.to_vec()];
     Ok(config)
 }
-
-/// Seeds the process's random numbers, which the first that asks for any waits for: AWS-LC gathers entropy from the CPU's jitter for some
-/// 30 ms of CPU time, once a process. A service does so before it says that it is ready, a command while it reads its input; else
-/// the first handshake takes that much longer, on a small machine with many hosts each one after the other.
-pub fn seed_randomness() {
-    let provider = rustls::crypto::aws_lc_rs::default_provider();
-    // One that has no randomness says so at the first handshake.
-    let _ = provider.secure_random.fill(&mut [0]);
-}

@@ -14,8 +14,8 @@ mod identity;
 mod issue;
 
 pub use describe::{CertificateInfo, describe};
+pub use identity::Identity;
 pub(crate) use identity::PEER_PROTOCOL;
-pub use identity::{Identity, seed_randomness};
 pub(crate) use identity::{Verdict, judge};
 pub use issue::{HostFiles, create_ca, issue_host};
 

@@ -64,7 +64,7 @@ impl Bits {
 }
 
 /// Calls `f` with each word's index and the mask of the range's bits in it.
-fn each_word(range: Range<u32>, mut f: impl FnMut(u32, u64)) {
+pub(super) fn each_word(range: Range<u32>, mut f: impl FnMut(u32, u64)) {
     let mut page = range.start;
     while page < range.end {
         let from = page % 64;

@@ -163,6 +163,16 @@ impl LazyImage {
         self.is_here(page) && self.zero.get(page)
     }
 
+    /// The pages of `range` that are here and zero, as ascending runs.
+    #[must_use]
+    pub fn zeros(&self, range: Range<u32>) -> Vec<Range<u32>> {
+        let mut runs = Vec::new();
+        bits::each_word(range.start..range.end.min(self.page_count), |index, mask| {
+            bits::push_runs(&mut runs, index, mask & self.here.word(index) & self.zero.word(index));
+        });
+        runs
+    }
+
     /// Where a page that is here came from.
     #[must_use]
     pub fn origin(&self, page: u32) -> Option<Origin> {

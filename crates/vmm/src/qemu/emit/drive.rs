@@ -23,8 +23,11 @@ const SOCKET_BYTES: usize = 128 << 10;
 const POLL_MS: u16 = 50;
 /// How often page faults are told to whoever looks at the progress.
 const TELL_EVERY: Duration = Duration::from_millis(100);
-/// A guest that has asked for nothing for so long has what it needs to go on.
+/// A guest that has asked for nothing for so long has what it needs to go on,
 const QUIET_MS: u16 = 30;
+/// though not before it has run for so long: one whose working set went ahead asks for nothing while it fills caches and translates its code
+/// anew, and needs the CPU for that.
+const SETTLE: Duration = Duration::from_millis(500);
 /// Most bytes of answers that are held: a bitmap and what is around it.
 const INPUT_BYTES_MAX: usize = 33 << 20;
 
@@ -232,11 +235,15 @@ impl Driver {
     }
 
     /// Whether pages that nobody asked for still wait. A guest that has just begun to run faults a few hundred times in a
-    /// row: what it then needs of the CPU and of this socket is its own, until it falls quiet, or for so long at most.
+    /// row: what it then needs of the CPU and of this socket is its own, until it has settled and falls quiet, or for so long at most.
     fn judge_holding(&mut self) {
+        if !self.holds_back {
+            return;
+        }
         let quiet = self.asked.elapsed() >= Duration::from_millis(QUIET_MS.into());
-        let running = self.has_started();
-        if self.holds_back && (running && quiet || self.start.elapsed() >= self.hold_back) {
+        let elapsed = self.start.elapsed();
+        let settled = self.has_started() && elapsed >= self.started_after + SETTLE;
+        if settled && quiet || elapsed >= self.hold_back {
             self.holds_back = false;
         }
     }

@@ -3,7 +3,7 @@
 use super::super::stream::{Block, PAGE_BYTES, RamWriter};
 use super::EmitFaults;
 use crate::lazy::{Demand, LazyImage, Origin};
-use pages::Bitmap;
+use pages::{Bitmap, PAGE_SIZE, Page};
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ const LATENCIES_MAX: usize = 1 << 16;
 const TOUCHED_MAX: usize = 1 << 20;
 /// Pages that nobody waits for which are looked at in one go.
 const LOOK_MAX: u32 = 8192;
-const ZEROS: [u8; 4096] = [0; 4096];
+const ZEROS: Page = [0; PAGE_SIZE];
 
 /// A page's counters.
 #[derive(Copy, Clone, Default, Debug)]
@@ -42,8 +42,9 @@ pub(super) struct PageQueue {
     left_out: Bitmap,
     /// Zero pages are left out from now on.
     leaves_zeros: bool,
-    /// Pages may still change: they are read with a system call, not by reference.
+    /// Pages may still change: they are read with a system call into `scratch`, not by reference.
     copies: bool,
+    scratch: Box<Page>,
     /// Pages of blocks that were neither sent nor left out.
     left: u64,
     pub(super) counts: Counts,
@@ -68,6 +69,7 @@ impl PageQueue {
             left_out: Bitmap::new(image.page_count()),
             leaves_zeros: false,
             copies: false,
+            scratch: Box::new(ZEROS),
             urgent: VecDeque::new(),
             ready: VecDeque::new(),
             left: blocks.iter().map(|block| u64::from(block.pages())).sum(),
@@ -92,6 +94,7 @@ impl PageQueue {
     /// that never comes reads as zeros when post-copy ends, and QEMU takes some 17 µs to be told so of one page.
     pub(super) fn leave_zeros(&mut self) {
         self.leaves_zeros = true;
+        std::mem::take(&mut self.ready).into_iter().for_each(|run| self.is_ready(run));
     }
 
     /// Whether pages may still change while they are read. Such a page is [taken back](Self::take_back) afterwards, whatever was read.
@@ -149,19 +152,34 @@ impl PageQueue {
     /// Pages came to the image.
     pub(super) fn came(&mut self, run: Range<u32>) {
         // Pages between blocks (an image's headers) are none of QEMU's.
-        for block in &self.blocks {
-            let range = block.page_range();
+        for block in 0..self.blocks.len() {
+            let range = self.blocks[block].page_range();
             let part = run.start.max(range.start)..run.end.min(range.end);
             if part.is_empty() {
                 continue;
             }
-            for page in part.clone() {
-                if self.wanted.unset(page) {
-                    self.urgent.push_back(page);
-                }
+            if self.wanted.count() > 0 {
+                let wanted = part.clone().filter(|page| self.wanted.unset(*page));
+                self.urgent.extend(wanted);
             }
-            self.ready.push_back(part);
+            self.is_ready(part);
         }
+    }
+
+    /// These pages of one block can be sent in the background. Those to be left out are left out here, a word of bitmaps at a time: most
+    /// of a guest's memory is zero, and each of a host's clones goes through all of it.
+    fn is_ready(&mut self, run: Range<u32>) {
+        if !self.leaves_zeros || self.unit(run.start).is_none_or(|unit| unit.len() > 1) {
+            self.ready.push_back(run);
+            return;
+        }
+        let mut at = run.start;
+        for zeros in self.image.zeros(run.clone()) {
+            self.ready.extend((at < zeros.start).then_some(at..zeros.start));
+            at = zeros.end;
+            self.leave_out(zeros);
+        }
+        self.ready.extend((at < run.end).then_some(at..run.end));
     }
 
     /// QEMU waits for these bytes of a block: how many pages of it are asked for, and how many were not here. `None`: the
@@ -275,7 +293,7 @@ impl PageQueue {
 
     fn leave_out(&mut self, unit: Range<u32>) {
         for page in unit {
-            if self.left_out.set(page) {
+            if !self.sent.get(page) && self.left_out.set(page) {
                 self.left -= 1;
                 self.counts.left_out += 1;
             }
@@ -294,11 +312,10 @@ impl PageQueue {
         if let Some((asked, was_here)) = self.asked.remove(&page) {
             self.answered(page, asked.elapsed(), was_here);
         }
-        let mut copy = [0; 4096];
         // A zero page is not read, as reading makes memory of it.
         let bytes = match self.image.is_zero(page) {
             true => None,
-            false if self.copies => self.image.copy_page(page, &mut copy).then_some(&copy),
+            false if self.copies => self.image.copy_page(page, &mut self.scratch).then_some(&*self.scratch),
             false => self.image.page(page),
         };
         match bytes.filter(|bytes| **bytes != ZEROS) {
