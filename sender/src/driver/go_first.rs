@@ -15,7 +15,7 @@ const QUIET: Duration = Duration::from_millis(30);
 /// hosts: to load their devices, to fill caches, to translate their code anew.
 const SETTLE: Duration = Duration::from_millis(500);
 /// Answers may take this part of the bytes that are to be sent. Beyond, what clones touch is no small working set, and blocks bring it to all at once.
-const BUDGET_PART: u64 = 32;
+const BUDGET_PART: u64 = 40;
 
 /// What it goes by. No clock here.
 #[derive(Default)]

@@ -36,6 +36,8 @@ pub(super) struct PageQueue {
     wanted: Bitmap,
     /// Pages that QEMU waits for and that are here.
     urgent: VecDeque<u32>,
+    /// Pages of a recorded working set that are sent ahead of all that nobody asked for, in this order.
+    first: VecDeque<u32>,
     /// Runs of pages that came, in this order.
     ready: VecDeque<Range<u32>>,
     /// Zero pages that QEMU was not sent and need not be, unless it asks.
@@ -71,6 +73,7 @@ impl PageQueue {
             copies: false,
             scratch: Box::new(ZEROS),
             urgent: VecDeque::new(),
+            first: VecDeque::new(),
             ready: VecDeque::new(),
             left: blocks.iter().map(|block| u64::from(block.pages())).sum(),
             blocks: blocks.to_vec(),
@@ -135,7 +138,17 @@ impl PageQueue {
 
     /// Whether something can be sent now.
     pub(super) fn has_work(&self) -> bool {
-        !self.urgent.is_empty() || !self.ready.is_empty()
+        self.presses() || !self.ready.is_empty()
+    }
+
+    /// Whether something can be sent that does not wait for the guest to fall quiet.
+    fn presses(&self) -> bool {
+        !self.urgent.is_empty() || !self.first.is_empty()
+    }
+
+    /// These go next, zero or not, those that are here by then.
+    pub(super) fn put_first(&mut self, pages: &[u32]) {
+        self.first.extend(pages);
     }
 
     /// Pages of a block that QEMU has already: of a run before this one.
@@ -214,14 +227,14 @@ impl PageQueue {
     /// Appends records of pages, those that QEMU waits for first, until `out` has `budget` bytes or there are none. The
     /// section is opened and closed around them. Without `background`, only pages that QEMU waits for.
     pub(super) fn write(&mut self, out: &mut Vec<u8>, budget: usize, background: bool) {
-        if self.urgent.is_empty() && !(background && self.has_work()) {
+        if !self.presses() && !(background && self.has_work()) {
             return;
         }
         let begin = out.len();
         self.writer.part(out);
         let (empty, mut looked) = (out.len(), 0);
         while out.len() < budget {
-            if let Some(page) = self.urgent.pop_front() {
+            if let Some(page) = self.urgent.pop_front().or_else(|| self.first.pop_front()) {
                 self.write_unit(out, page, true);
                 continue;
             }

@@ -11,6 +11,8 @@ use super::pages::PageQueue;
 
 /// Ranges in one command.
 const RANGES_MAX: usize = 2000;
+/// Pages of a working set that go before the VM starts.
+const PRELOAD_MAX: usize = 256;
 /// Pages that are preloaded at once.
 const PRELOAD_STEP: usize = 64;
 
@@ -41,7 +43,9 @@ impl Driver {
         self.advise(state);
         // QEMU uses no huge pages from then on: each page that goes before would take, and clear, one of those.
         self.discard(state);
-        self.preload(&options.preload)?;
+        let (before, behind) = options.preload.split_at(PRELOAD_MAX.min(options.preload.len()));
+        self.preload(before)?;
+        self.queue.as_mut().expect("made by advise").put_first(behind);
         self.go(state, options)
     }
 
