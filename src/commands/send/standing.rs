@@ -19,18 +19,18 @@ struct StandingVm {
     name: String,
     /// Which of the captures it is.
     capture: usize,
-    standing: Arc<Standing>,
+    standing: Standing,
 }
 
 impl StandingVms {
     pub(super) fn add(&mut self, name: &str, capture: usize, standing: Standing) {
         eprintln!("{name} stands until this is over, as its memory is read in place: leave it stopped");
-        self.0.push(StandingVm { name: name.to_owned(), capture, standing: Arc::new(standing) });
+        self.0.push(StandingVm { name: name.to_owned(), capture, standing });
     }
 
     /// What a transfer asks before it tells a host of pages.
     pub(super) fn vouch(&self) -> Option<Vouch> {
-        let watched: Vec<_> = self.0.iter().map(|vm| (vm.name.clone(), Arc::clone(&vm.standing))).collect();
+        let watched: Vec<_> = self.0.iter().map(|vm| (vm.name.clone(), vm.standing.watch())).collect();
         let disturbed = move || watched.iter().find_map(|(name, vm)| Some(words(name, &vm.disturbed()?)));
         (!self.0.is_empty()).then(|| Arc::new(disturbed) as Vouch)
     }
@@ -47,8 +47,7 @@ impl StandingVms {
         let mut outcome = Ok(());
         for StandingVm { name, capture, standing } in self.0 {
             let disturbed = standing.check().err();
-            // The transfer, which asked, is over.
-            let ended = Arc::into_inner(standing).map_or(Ok(Default::default()), Standing::end);
+            let ended = standing.end();
             captures[capture].disturbed = disturbed.as_ref().map(ToString::to_string);
             if let Ok(stood) = &ended {
                 captures[capture].pause_s = stood.as_secs_f64();
