@@ -157,7 +157,7 @@ fn a_vm_runs_on_after_a_transfer_that_was_cut_short() {
     qemus.fleet.stop_receivers();
     let plan = qemus.plan(1);
     let (mut cut, mut before) = (0, 0);
-    for after_ms in (0..100).step_by(5) {
+    for after_ms in (0..40).chain((40..100).step_by(10)) {
         let sending = qemus.fleet.transfer("clone", &plan, &[&IN_PLACE[..], &["--timeout", "30"]].concat());
         std::thread::sleep(Duration::from_millis(after_ms));
         sending.running.signal(Signal::SIGINT);
