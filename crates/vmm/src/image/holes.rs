@@ -17,8 +17,7 @@ pub(super) fn pages_in_holes(file: &File, file_len: u64, page_count: u32) -> Opt
     let end = i64::try_from(file_len).ok()?;
     let mut at = 0;
     // Each turn gets past a hole and what data follow, so it ends.
-    loop {
-        let Ok(hole) = lseek64(file, at, Whence::SeekHole) else { break };
+    while let Ok(hole) = lseek64(file, at, Whence::SeekHole) {
         if hole >= end {
             break;
         }
