@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use vmm::image::{ImageFormat, MappedImage};
 use vmm::qemu::capture::{RamFile, import_mapped_ram};
@@ -95,17 +96,21 @@ pub(crate) fn of_running(vm: &str, socket: &Path, image: &Path, how: &How, purpo
         while_paused: Some(&mut freeze),
         ..CaptureOptions::new(image)
     };
-    let (captured, mapped, standing) = match purpose {
-        For::File => capture(&mut qmp, options).map(|captured| (captured, None, None)),
-        For::Transfer => capture_for_transfer(qmp, options)
-            .map(|(captured, mapped, standing)| (captured, Some(mapped), standing)),
-    }
-    .with_context(named)
-    .or_exit(Exit::Input)?;
-    if let Some(standing) = &standing {
-        let put_back = standing.put_back();
-        interrupt::before_the_end(move || put_back.put_back());
-    }
+    let what = format!("the capture of VM {vm}, which may stand (`cont` in its monitor lets it run),");
+    let captured = interrupt::to_its_end(what, || match purpose {
+        For::File => (capture(&mut qmp, options).map(|captured| (captured, None, None)), None),
+        For::Transfer => match capture_for_transfer(qmp, options) {
+            Ok((captured, mapped, standing)) => {
+                let put_back = standing.as_ref().map(Standing::put_back);
+                let duty = put_back.map(|of| Box::new(move || of.put_back()) as interrupt::Duty);
+                (Ok((captured, Some(mapped), standing)), duty)
+            }
+            Err(error) => (Err(error), None),
+        },
+    });
+    let cancelled = interrupt.load(Ordering::Relaxed);
+    let exit = if cancelled { Exit::Interrupted } else { Exit::Input };
+    let (captured, mapped, standing) = captured.with_context(named).or_exit(exit)?;
     let frozen = if frozen.is_some() { &disks[..] } else { &[] };
     let report = report(vm, socket, &captured, frozen);
     let Captured { image, format, state, .. } = captured;

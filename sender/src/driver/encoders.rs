@@ -19,6 +19,15 @@ pub(super) struct Encoders {
     ready: BTreeMap<usize, Vec<EncodedBlock>>,
 }
 
+/// The threads to encode with.
+#[derive(Copy, Clone)]
+pub(super) struct Threads {
+    /// At least one is started.
+    pub(super) count: usize,
+    /// Clones are starting, so bulk data are less urgent than guests, here as at hosts that share these CPUs.
+    pub(super) yields: bool,
+}
+
 struct Job {
     stripe: usize,
     spec: Stripe,
@@ -34,22 +43,22 @@ pub(super) struct Encoded {
 }
 
 impl Encoders {
-    /// `yields`: clones are starting, so bulk data are less urgent than guests, here as at hosts that share these CPUs.
+    /// Starts the threads, which have nothing to do yet.
     pub(super) fn start(
         prepared: &Arc<Prepared>,
         stripes: Vec<Stripe>,
         plan: EncodePlan,
-        (threads, yields): (usize, bool),
+        with: Threads,
         out: &Sender<Happening>,
     ) -> Self {
         let (jobs, queue) = unbounded();
-        let threads = (0..threads.max(1))
+        let threads = (0..with.count.max(1))
             .map(|index| {
                 let (prepared, queue, out) = (Arc::clone(prepared), queue.clone(), out.clone());
                 std::thread::Builder::new()
                     .name(format!("encode-{index}"))
                     .spawn(move || {
-                        if yields {
+                        if with.yields {
                             usage::priority::yield_to_guests();
                         }
                         work(&prepared, &plan, &queue, &out);

@@ -35,7 +35,7 @@ use catch_up::Again;
 use circles::Circles;
 use control::{Connections, Link};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
-use encoders::{Encoded, Encoders, scaled};
+use encoders::{Encoded, Encoders, Threads, scaled};
 use fec::CostModel;
 use guests::Guests;
 use leavers::Departures;
@@ -155,7 +155,8 @@ impl Transfer {
         let connections =
             Connections::start(targets, &config.identity, &out).map_err(TransferError::Start)?;
         let clones = config.guests.iter().any(|guest| guest.leaves.is_none());
-        let encoders = Encoders::start(prepared, stripes, config.encode, (config.threads, clones), &out);
+        let with = Threads { count: config.threads, yields: clones };
+        let encoders = Encoders::start(prepared, stripes, config.encode, with, &out);
         let hosts = config.hosts.len();
         Ok(Self {
             prepared: Arc::clone(prepared),

@@ -4,6 +4,7 @@ mod clones;
 mod display;
 pub(crate) mod leave;
 mod outcome;
+mod reach;
 mod residents;
 mod schedule;
 mod sources;
@@ -13,24 +14,25 @@ pub(crate) mod under_way;
 use crate::cli::args::Send;
 use crate::cli::clones::{Clone, SharedFaults};
 use crate::cli::exit::{Coded, Exit, Failure, Outcome};
-use crate::cli::parse::{EncodingChoice, SymbolSize};
-use crate::commands::{host_addresses, load_keys, read_plan, sender_keys, sending_interface, threads};
+use crate::cli::parse::EncodingChoice;
+use crate::commands::{read_plan, threads};
 use crate::images::Sample;
 use crate::report::{Settings, TransferReport};
 use crate::{images, interrupt, units};
 use display::Display;
 use leave::Leave;
-use net::Interface;
-use net::interface::{HEADERS_V4_BYTES, HEADERS_V6_BYTES, path_mtu};
 use net::udp::SenderOptions;
 use outcome::Sent;
 use pages::{IdSet, PageSource, VmId};
 use planner::{Isolation, Plan, SegmentWeight};
+use reach::Reach;
 use sender::driver::{HostTarget, Progress, Schedule, Transfer, TransferConfig, Vouch};
-use sender::encode::{EncodePlan, SYMBOL_BYTES_MIN};
+use sender::encode::EncodePlan;
+use sender::guests::GuestInput;
 use sender::prepare::{Prepared, VmInput};
 use sender::rate::RateConfig;
 use sender::session::SessionConfig;
+use sources::Sources;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -38,8 +40,6 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 use under_way::UnderWay;
 use vmm::image::MappedImage;
-use wire::datagram::OVERHEAD_BYTES;
-use wire::limits::SYMBOL_BYTES_MAX;
 
 /// Added to the plan's join latency: a host's word that it joined may be ahead of the switch.
 const JOIN_MARGIN: Duration = Duration::from_millis(5);
@@ -65,13 +65,7 @@ fn send(args: &Send, launch: Option<&Clone>) -> Outcome {
     }
     super::stale::refuse(&plan, &args.group)?;
     let under_way = launch.map(|_| UnderWay::begin(&args.group)).transpose()?;
-    let interface = sending_interface(args.interface.as_deref(), &plan)?;
-    let addresses = host_addresses(&plan)?;
-    let identity = Arc::new(load_keys(&sender_keys(args.keys.as_ref(), &plan))?);
-    identity.require_role(net::pki::Role::Sender).or_exit(Exit::Input)?;
-    let pool = plan.pool().or_exit(Exit::Plan)?;
-    let ipv6 = pool.nth(0).is_some_and(|group| group.is_ipv6());
-    let symbol = symbol_size(args.symbol_size, &interface, &addresses, ipv6)?;
+    let reach = Reach::of(args, &plan)?;
     let interrupt = interrupt::install().or_exit(Exit::System)?;
     let mut display = Display::new(&plan, args.json);
     let mut leave = match launch {
@@ -79,38 +73,17 @@ fn send(args: &Send, launch: Option<&Clone>) -> Outcome {
         None => leave::begin(args, &plan, &interrupt)?,
     };
     let mut sources = match &leave {
-        Some(leave) => sources::Sources::leaving(leave.images.clone()),
+        Some(leave) => Sources::leaving(leave.images.clone()),
         None => sources::open(&plan, &args.group, launch)?,
     };
-    let images = &sources.images;
     let guests = match &leave {
         Some(leave) => leave.guests.clone(),
         None => launch.map_or(Ok(Vec::new()), |args| clones::guests(&plan, args, &sources))?,
     };
     let threads = threads(args.threads);
-    display.reading(images);
-    let mut prepared = Prepared::new(vm_inputs(&plan, images), threads);
-    residents::leave_out(&plan, &mut prepared, &addresses, &identity, threads, &display)?;
-    images::check_unchanged(images)?;
-    sources.standing.check()?;
-    let pages: Vec<&Arc<dyn PageSource>> = prepared.vms.iter().map(|vm| &vm.source).collect();
-    let costs = images::encoding_costs(&prepared.index, &pages, Sample::Quick);
-    let forced = if let EncodingChoice::Fixed(encoding) = args.encoding { Some(encoding) } else { None };
-    let rate_bps = expected_rate(&args.rate.0, &plan);
-    let (encoding, ratio) = images::encoding_for(&costs, forced, rate_bps, threads);
-    let mut schedule = schedule::schedule(&plan, &pool, &weights(&prepared, ratio), rate_bps);
-    let working_sets: Vec<(VmId, &[u32])> =
-        guests.iter().map(|guest| (VmId(guest.vm), guest.working_set.as_slice())).collect();
-    schedule.put_first(&prepared.put_first(&working_sets));
-    let prepared = Arc::new(prepared);
-    let settings = Settings {
-        interface: interface.name.clone(),
-        mtu: interface.mtu,
-        symbol_bytes: symbol,
-        rate: rate_words(&args.rate.0),
-        encoding: encoding.to_string(),
-        threads,
-    };
+    let Load { prepared, schedule, encode } =
+        load(args, &plan, &reach, &sources, &guests, threads, &display)?;
+    let settings = settings(args, &reach, &encode, threads);
     let prepare = start.elapsed();
     display.prepared(&prepared, &settings, prepare);
     if under_way.as_ref().is_some_and(UnderWay::look) {
@@ -121,14 +94,14 @@ fn send(args: &Send, launch: Option<&Clone>) -> Outcome {
     }
     let config = TransferConfig {
         name: plan.name.clone(),
-        hosts: targets(&plan, &addresses),
-        identity,
-        interface,
+        hosts: targets(&plan, &reach.addresses),
+        identity: reach.identity,
+        interface: reach.interface,
         options: SenderOptions { ttl: plan.multicast.ttl, ..SenderOptions::default() },
         multicast_port: plan.multicast.port,
-        ipv6,
-        session: session_config(args, &plan, symbol),
-        encode: EncodePlan::new(encoding, ratio, symbol),
+        ipv6: reach.ipv6,
+        session: session_config(args, &plan, reach.symbol),
+        encode,
         threads,
         shared_faults: launch.is_some_and(|args| args.shared_faults == SharedFaults::Multicast),
         guests,
@@ -136,7 +109,7 @@ fn send(args: &Send, launch: Option<&Clone>) -> Outcome {
     let mut sent = Sent::new(&plan, &prepared, &schedule, settings, prepare);
     sent.captures.clone_from(&sources.captures);
     // What running VMs change goes elsewhere, and their images with the last of them.
-    let watched = if leave.is_some() { &[][..] } else { &images[..] };
+    let watched = if leave.is_some() { &[][..] } else { &sources.images[..] };
     let others = Others { watched, leave: leave.take(), under_way, vouch: sources.standing.vouch() };
     let cancelled = transfer(&prepared, &schedule, config, others, &interrupt, &mut display, &mut sent)?;
     let changed = images::check_unchanged(watched).map_err(said_of_changes);
@@ -147,6 +120,41 @@ fn send(args: &Send, launch: Option<&Clone>) -> Outcome {
     let interrupted = interrupt.load(Ordering::Relaxed);
     let exit = finish(args, sent, changed.and(ended), interrupted, &mut display)?;
     Ok(if cancelled && exit != Exit::Done { Exit::Interrupted } else { exit })
+}
+
+/// What is sent, merged, and in which order and how.
+struct Load {
+    prepared: Arc<Prepared>,
+    schedule: Schedule,
+    encode: EncodePlan,
+}
+
+/// Reads and merges all memory, and leaves out what hosts have already.
+fn load(
+    args: &Send,
+    plan: &Plan,
+    reach: &Reach,
+    sources: &Sources,
+    guests: &[GuestInput],
+    threads: usize,
+    display: &Display,
+) -> Outcome<Load> {
+    display.reading(&sources.images);
+    let mut prepared = Prepared::new(vm_inputs(plan, &sources.images), threads);
+    residents::leave_out(plan, &mut prepared, &reach.addresses, &reach.identity, threads, display)?;
+    images::check_unchanged(&sources.images)?;
+    sources.standing.check()?;
+    let pages: Vec<&Arc<dyn PageSource>> = prepared.vms.iter().map(|vm| &vm.source).collect();
+    let costs = images::encoding_costs(&prepared.index, &pages, Sample::Quick);
+    let forced = if let EncodingChoice::Fixed(encoding) = args.encoding { Some(encoding) } else { None };
+    let rate_bps = expected_rate(&args.rate.0, plan);
+    let (encoding, ratio) = images::encoding_for(&costs, forced, rate_bps, threads);
+    let mut schedule = schedule::schedule(plan, &reach.pool, &weights(&prepared, ratio), rate_bps);
+    let working_sets: Vec<(VmId, &[u32])> =
+        guests.iter().map(|guest| (VmId(guest.vm), guest.working_set.as_slice())).collect();
+    schedule.put_first(&prepared.put_first(&working_sets));
+    let encode = EncodePlan::new(encoding, ratio, reach.symbol);
+    Ok(Load { prepared: Arc::new(prepared), schedule, encode })
 }
 
 /// What is looked at while a transfer runs.
@@ -291,6 +299,17 @@ fn targets(plan: &Plan, addresses: &[SocketAddr]) -> Vec<HostTarget> {
     plan.hosts.iter().zip(addresses).map(target).collect()
 }
 
+fn settings(args: &Send, reach: &Reach, encode: &EncodePlan, threads: usize) -> Settings {
+    Settings {
+        interface: reach.interface.name.clone(),
+        mtu: reach.interface.mtu,
+        symbol_bytes: reach.symbol,
+        rate: rate_words(&args.rate.0),
+        encoding: encode.encoding.to_string(),
+        threads,
+    }
+}
+
 fn session_config(args: &Send, plan: &Plan, symbol: u16) -> SessionConfig {
     let join_latency = Duration::from_millis(plan.multicast.join_latency_ms.into()) + JOIN_MARGIN;
     SessionConfig {
@@ -323,33 +342,6 @@ fn rate_words(rate: &RateConfig) -> String {
     }
 }
 
-/// What fits a datagram on the way to every host; refuses what this host could not even send.
-fn symbol_size(choice: SymbolSize, interface: &Interface, hosts: &[SocketAddr], ipv6: bool) -> Outcome<u16> {
-    let headers = if ipv6 { HEADERS_V6_BYTES } else { HEADERS_V4_BYTES };
-    let overhead = headers + u32::try_from(OVERHEAD_BYTES).expect("some tens of bytes");
-    let room = |mtu: u32| {
-        let bytes = mtu.saturating_sub(overhead) / 8 * 8;
-        u16::try_from(bytes).unwrap_or(u16::MAX).min(SYMBOL_BYTES_MAX)
-    };
-    // A path that cannot be asked does not narrow anything.
-    let paths = hosts.iter().filter_map(|host| path_mtu(host.ip()).ok());
-    let narrowest = paths.fold(interface.mtu, u32::min);
-    let too_small = |size: u16, mtu: u32| {
-        let message = format!(
-            "symbols of {size} bytes do not fit the MTU of {mtu} of interface {}; the largest is {}",
-            interface.name,
-            room(mtu)
-        );
-        Err(Failure::new(Exit::System, message))
-    };
-    match choice {
-        SymbolSize::Fixed(size) if size > room(interface.mtu) => too_small(size, interface.mtu),
-        SymbolSize::Fixed(size) => Ok(size),
-        SymbolSize::Auto if room(narrowest) < SYMBOL_BYTES_MIN => too_small(SYMBOL_BYTES_MIN, narrowest),
-        SymbolSize::Auto => Ok(room(narrowest)),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -359,17 +351,5 @@ mod tests {
         let tenants = [Some("a"), None, Some("a"), Some("b")];
         assert_eq!(domains(true, &tenants), [0, 1, 0, 2]);
         assert_eq!(domains(false, &tenants), [0, 0, 0, 0]);
-    }
-
-    #[test]
-    fn symbols_fit_the_mtu() {
-        let lo = Interface::by_name("lo").expect("every host has lo");
-        let ethernet = Interface { mtu: 1500, ..lo.clone() };
-        assert_eq!(symbol_size(SymbolSize::Auto, &ethernet, &[], false).expect("fits"), 1424);
-        let jumbo = Interface { mtu: 9000, ..lo };
-        assert_eq!(symbol_size(SymbolSize::Auto, &jumbo, &[], false).expect("fits"), SYMBOL_BYTES_MAX);
-        assert!(symbol_size(SymbolSize::Fixed(8920), &ethernet, &[], false).is_err());
-        let tiny = Interface { mtu: 100, ..ethernet };
-        assert!(symbol_size(SymbolSize::Auto, &tiny, &[], false).is_err());
     }
 }

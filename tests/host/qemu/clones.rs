@@ -77,6 +77,31 @@ fn a_qemu_that_waited_and_died_is_not_used_and_what_a_killed_receiver_left_of_su
     assert!(second.is_disjoint(&first), "the next one does: {second:?}");
 }
 
+/// It costs a VM that comes two seconds, and no more.
+#[test]
+fn a_qemu_that_waits_and_does_not_answer_is_given_up_for_a_new_one() {
+    const TEST: &str = "a_qemu_that_waits_and_does_not_answer_is_given_up_for_a_new_one";
+    let Some(machine) = linux(TEST, 96, 8) else { return };
+    let Some(mut qemus_of) = Qemus::new(TEST, 1, machine) else { return };
+    let (plan, clones) = (qemus_of.plan(1), qemus_of.clones_dir(1));
+    qemus_of.may_start(&json!({ "warm": 1 }));
+    qemus_of.start_receivers();
+    let [hung] = qemus(&clones)[..] else { panic!("one waits: {:?}", qemus(&clones)) };
+    kill(hung, Signal::SIGSTOP).expect("one of ours");
+    let sent = qemus_of.fleet.transfer("clone", &plan, &["--rate", "500M"]).finish().ok();
+    assert_eq!(sent.report["clones"]["running"], 1, "{}", sent.said);
+    assert_eq!(taken_warm(&clones), 0);
+    let first = sent.report["clones"]["first_instruction_last_s"].as_f64().expect("it runs");
+    assert!((2.0..12.0).contains(&first), "{first} s");
+    let how = how(&sent);
+    assert!(how.contains("a new one, as one that waited was given up"), "{how}");
+    let said = qemus_of.fleet.receiver(1).said();
+    assert!(said.contains("a QEMU that waited is not used"), "{said}");
+    // Its end was not left to anybody else.
+    assert!(!qemus(&clones).contains(&hung));
+    qemus_of.check_guests(1);
+}
+
 #[test]
 fn clones_of_a_killed_receiver_do_not_wait_for_pages_that_nobody_brings() {
     const TEST: &str = "clones_of_a_killed_receiver_do_not_wait_for_pages_that_nobody_brings";

@@ -153,6 +153,24 @@ fn a_vm_runs_on_after_a_transfer_that_was_cut_short() {
     };
     end(&mut qemus, &cancel, 7);
 
+    // Somebody is in a hurry while it is captured, or about to be.
+    qemus.fleet.stop_receivers();
+    let plan = qemus.plan(1);
+    let (mut cut, mut before) = (0, 0);
+    for after_ms in (0..40).chain((40..100).step_by(10)) {
+        let sending = qemus.fleet.transfer("clone", &plan, &[&IN_PLACE[..], &["--timeout", "30"]].concat());
+        std::thread::sleep(Duration::from_millis(after_ms));
+        sending.running.signal(Signal::SIGINT);
+        sending.running.signal(Signal::SIGTERM);
+        let sent = sending.finish();
+        assert!(qemus.running(), "after {after_ms} ms: {}", sent.said);
+        // Until it listens for signals they end it at once, and the VM has not been touched.
+        before += u32::from(sent.code.is_none());
+        cut += u32::from(sent.code == Some(7) && !sent.said.contains(STANDS));
+        assert!(matches!(sent.code, None | Some(7)), "{:?} after {after_ms} ms: {}", sent.code, sent.said);
+    }
+    println!("cut short {before} times before, {cut} times until it was captured");
+
     // Before anything was sent: nobody takes it.
     qemus.fleet.stop_receivers();
     let plan = qemus.plan(1);

@@ -1,24 +1,23 @@
 //! Holes of sparse files, asked from the file system.
 //!
 //! Reading a hole through a mapping would fill the page cache with pages of zeros: for a mostly empty VM
-//! that is most of its memory, once more.
+//! that is most of its memory, once more; on a tmpfs those pages become the file's.
+//!
+//! So files are asked about to their ends, in however many extents they are: a bit a page is kept, whatever
+//! the answers, and the two calls an extent took 0.6 µs on a tmpfs.
 
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek64};
 use pages::{Bitmap, PAGE_SIZE};
 use std::fs::File;
 
-/// A file in more pieces than this is read through the mapping from there on: asking would cost more than
-/// it saves.
-const EXTENTS_MAX: u32 = 65_536;
-
 /// The pages that lie in holes whole, or `None` if there are none or the file system does not tell.
 pub(super) fn pages_in_holes(file: &File, file_len: u64, page_count: u32) -> Option<Bitmap> {
     let mut holes: Option<Bitmap> = None;
     let end = i64::try_from(file_len).ok()?;
     let mut at = 0;
-    for _ in 0..EXTENTS_MAX {
-        let Ok(hole) = lseek64(file, at, Whence::SeekHole) else { break };
+    // Each turn gets past a hole and what data follow, so it ends.
+    while let Ok(hole) = lseek64(file, at, Whence::SeekHole) {
         if hole >= end {
             break;
         }
@@ -89,6 +88,24 @@ mod tests {
             Some(holes) => assert_eq!(holes.count(), 257),
             None => eprintln!("skipped: the file system of the temporary directory reports no holes"),
         }
+    }
+
+    #[test]
+    fn a_file_in_many_extents_is_known_to_its_end() {
+        use std::os::unix::fs::FileExt;
+        // On a tmpfs, whose holes must not be read.
+        let file: File =
+            nix::sys::memfd::memfd_create(c"holes", nix::sys::memfd::MFdFlags::empty()).unwrap().into();
+        let extents = 66_000;
+        file.set_len(2 * extents * 4096).unwrap();
+        for extent in 0..extents {
+            file.write_all_at(&[7], 2 * extent * 4096).unwrap();
+        }
+        let pages = u32::try_from(2 * extents).unwrap();
+        let start = std::time::Instant::now();
+        let holes = pages_in_holes(&file, 2 * extents * 4096, pages).unwrap();
+        println!("{extents} extents: {:?}", start.elapsed());
+        assert!((0..pages).all(|page| holes.get(page) == (page % 2 == 1)));
     }
 
     #[test]

@@ -113,14 +113,15 @@ impl FileState {
     }
 
     fn change_to(&self, now: &Self) -> Option<Change> {
+        self.other_than(now).or_else(|| (self.modified != now.modified).then_some(Change::Modified))
+    }
+
+    /// The same, but when it was modified does not matter.
+    fn other_than(&self, now: &Self) -> Option<Change> {
         if (self.device, self.inode) != (now.device, now.inode) {
             Some(Change::Replaced)
-        } else if self.len != now.len {
-            Some(Change::Resized)
-        } else if self.modified != now.modified {
-            Some(Change::Modified)
         } else {
-            None
+            (self.len != now.len).then_some(Change::Resized)
         }
     }
 }
@@ -243,6 +244,7 @@ impl MappedImage {
 
     /// Checks that the file is still the one that was opened, with the same length and time of
     /// modification. To be called after the last page was read, before what was read is vouched for.
+    /// Of [pieces](Self::with_pieces) the time does not matter, and their names may be gone.
     ///
     /// A writer with a shared mapping (a running QEMU on a `memory-backend-file`) changes the time only
     /// now and then, so this is no proof against one: stop the guest first.

@@ -4,6 +4,7 @@ use super::{FileState, ImageError, MappedImage, PAGE_BYTES, byte_range, holes};
 use memmap2::{Mmap, MmapOptions};
 use pages::{Bitmap, Page};
 use std::fs::File;
+use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
 
@@ -69,11 +70,20 @@ impl MappedPiece {
         self.map.get(byte_range(at, at + 1))?.first_chunk()
     }
 
-    /// The file may lose its name: what is mapped stays. It may not be written by others than its owner.
+    /// The file may lose its name, as what is mapped stays; another one under that name is a sign that somebody works on it.
+    ///
+    /// When it was modified does not matter: on a disk, what its owner's stores did before he stood still may be written, and the
+    /// time set, at any later moment. That he stands still is his watcher's word (`qemu::capture::Standing`).
     pub(super) fn check_unchanged(&self) -> Result<(), ImageError> {
         let inspect = |source| ImageError::Io { path: self.path.clone(), action: "inspect", source };
-        let now = FileState::of(&self.file.metadata().map_err(inspect)?);
-        match self.state.change_to(&now) {
+        let open = FileState::of(&self.file.metadata().map_err(inspect)?);
+        let named = match std::fs::metadata(&self.path) {
+            Ok(metadata) => Some(FileState::of(&metadata)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(inspect(error)),
+        };
+        let changes = [Some(open), named].into_iter().flatten().find_map(|now| self.state.other_than(&now));
+        match changes {
             Some(change) => Err(ImageError::Changed { path: self.path.clone(), change }),
             None => Ok(()),
         }
@@ -146,15 +156,25 @@ mod tests {
         // What the own file has there is not looked at, and a hole of the own file is none of the other's.
         assert_eq!(first_bytes, [1, 0, 0, 3, 0, 4, 0, 0, 0, 2]);
         image.check_unchanged().unwrap();
-        // Its name may go, its length may not change.
+        // What its owner did before may be dated later.
         let path = other.path().to_owned();
         let kept = other.reopen().unwrap();
+        kept.set_modified(std::time::SystemTime::now() + std::time::Duration::from_secs(9)).unwrap();
+        image.check_unchanged().unwrap();
+        // Its name may go, but not be another's; its length may not change.
         drop(other);
         assert!(!path.exists());
         image.check_unchanged().unwrap();
+        let changed = |to: Change| {
+            let error = image.check_unchanged().unwrap_err();
+            assert!(matches!(error, ImageError::Changed { change, .. } if change == to), "{error}");
+        };
+        File::create(&path).unwrap().set_len(8 * PAGE_BYTES).unwrap();
+        changed(Change::Replaced);
+        std::fs::remove_file(&path).unwrap();
+        image.check_unchanged().unwrap();
         kept.set_len(64 * PAGE_BYTES).unwrap();
-        let error = image.check_unchanged().unwrap_err();
-        assert!(matches!(error, ImageError::Changed { change: Change::Resized, .. }), "{error}");
+        changed(Change::Resized);
     }
 
     #[test]

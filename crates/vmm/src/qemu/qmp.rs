@@ -1,10 +1,14 @@
 //! QEMU's monitor: JSON lines over a unix socket (`docs/interop/qmp-spec.rst` of QEMU).
 
+mod events;
+
+pub use events::QmpEvent;
+
+use events::Events;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::sockopt::PeerCredentials;
 use nix::sys::socket::{ControlMessage, MsgFlags, getsockopt, sendmsg};
 use serde_json::{Map, Value, json};
-use std::collections::VecDeque;
 use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
@@ -13,8 +17,6 @@ use std::time::{Duration, Instant};
 
 /// Longest line that is taken. The longest answers of the commands used here have some 100 KB.
 const LINE_BYTES_MAX: usize = 4 << 20;
-/// Events that are kept until they are asked for; the oldest go first.
-const EVENTS_MAX: usize = 1024;
 /// How long a command's answer may take. QEMU's main loop pauses for as long as a device's state takes to load.
 const ANSWER_WITHIN: Duration = Duration::from_secs(20);
 /// How long the rest of a line may take whose first bytes are here.
@@ -51,24 +53,13 @@ pub enum QmpError {
     },
 }
 
-/// Something that happened to the VM.
-#[derive(Clone, PartialEq, Debug)]
-pub struct QmpEvent {
-    /// As `STOP`, `RESUME`, `MIGRATION`.
-    pub name: String,
-    /// What belongs to it; null if nothing does.
-    pub data: Value,
-    /// When, by QEMU's clock, since 1970.
-    pub at: Duration,
-}
-
 /// A connection to a monitor. A monitor serves one client at a time.
 #[derive(Debug)]
 pub struct Qmp {
     stream: UnixStream,
     path: PathBuf,
     buffer: Vec<u8>,
-    events: VecDeque<QmpEvent>,
+    events: Events,
     version: String,
     next_id: u64,
 }
@@ -95,7 +86,7 @@ impl Qmp {
             stream,
             path: path.to_owned(),
             buffer: Vec::new(),
-            events: VecDeque::new(),
+            events: Events::default(),
             version: String::new(),
             next_id: 0,
         };
@@ -145,7 +136,16 @@ impl Qmp {
     ///
     /// [`QmpError`].
     pub fn execute(&mut self, command: &str, arguments: Value) -> Result<Value, QmpError> {
-        self.run("execute", command, arguments)
+        self.run("execute", command, arguments, ANSWER_WITHIN)
+    }
+
+    /// Whether QEMU answers at all within so long, which is less than commands are given.
+    ///
+    /// # Errors
+    ///
+    /// [`QmpError`]; if it did not answer, it may still be there, and answer later.
+    pub fn answers(&mut self, within: Duration) -> Result<(), QmpError> {
+        self.run("execute", "query-name", Value::Null, within).map(drop)
     }
 
     /// Executes a command out of band: QEMU answers even while its main loop is held up, as by a device that waits for a
@@ -155,10 +155,16 @@ impl Qmp {
     ///
     /// [`QmpError`].
     pub fn execute_out_of_band(&mut self, command: &str, arguments: Value) -> Result<Value, QmpError> {
-        self.run("exec-oob", command, arguments)
+        self.run("exec-oob", command, arguments, ANSWER_WITHIN)
     }
 
-    fn run(&mut self, how: &str, command: &str, arguments: Value) -> Result<Value, QmpError> {
+    fn run(
+        &mut self,
+        how: &str,
+        command: &str,
+        arguments: Value,
+        within: Duration,
+    ) -> Result<Value, QmpError> {
         self.next_id += 1;
         let id = self.next_id;
         let mut line = Map::new();
@@ -169,11 +175,11 @@ impl Qmp {
         }
         let line = Value::Object(line).to_string() + "\n";
         self.stream.write_all(line.as_bytes()).map_err(|source| self.io(source))?;
-        let deadline = Instant::now() + ANSWER_WITHIN;
+        let deadline = Instant::now() + within;
         loop {
             let mut answer = self.line(deadline)?;
             if answer["event"].is_string() {
-                self.keep(&answer);
+                self.events.keep(&answer);
             } else if answer["id"].as_u64().is_some_and(|other| other < id) {
                 // The answer to a command that was given up.
             } else if answer["id"] == id && answer.get("return").is_some() {
@@ -220,13 +226,13 @@ impl Qmp {
     pub fn wait_event(&mut self, names: &[&str], within: Duration) -> Result<Option<QmpEvent>, QmpError> {
         let deadline = Instant::now() + within;
         loop {
-            while let Some(event) = self.events.pop_front() {
+            while let Some(event) = self.events.pop() {
                 if names.contains(&event.name.as_str()) {
                     return Ok(Some(event));
                 }
             }
             match self.line(deadline) {
-                Ok(line) if line["event"].is_string() => self.keep(&line),
+                Ok(line) if line["event"].is_string() => self.events.keep(&line),
                 Ok(line) => return Err(self.protocol(&line)),
                 Err(QmpError::Io { source, .. }) if source.kind() == io::ErrorKind::TimedOut => {
                     return Ok(None);
@@ -246,7 +252,7 @@ impl Qmp {
             let line = self.line(Instant::now() + LINE_WITHIN)?;
             // Anything else answers a command that was given up.
             if line["event"].is_string() {
-                self.keep(&line);
+                self.events.keep(&line);
             }
         }
         Ok(())
@@ -260,7 +266,7 @@ impl Qmp {
 
     /// Takes the events that have come with answers so far, oldest first.
     pub fn take_events(&mut self) -> Vec<QmpEvent> {
-        self.events.drain(..).collect()
+        self.events.take()
     }
 
     /// Turns migration capabilities on or off.
@@ -323,18 +329,6 @@ impl Qmp {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
             Err(error) => Err(error),
         }
-    }
-
-    fn keep(&mut self, line: &Value) {
-        if self.events.len() == EVENTS_MAX {
-            self.events.pop_front();
-        }
-        let stamp = |field: &str| line["timestamp"][field].as_u64().unwrap_or(0);
-        self.events.push_back(QmpEvent {
-            name: line["event"].as_str().unwrap_or_default().to_owned(),
-            data: line["data"].clone(),
-            at: Duration::from_secs(stamp("seconds")) + Duration::from_micros(stamp("microseconds")),
-        });
     }
 
     fn io(&self, source: io::Error) -> QmpError {

@@ -13,15 +13,21 @@ use std::time::Duration;
 use vmm::MappedImage;
 use vmm::qemu::capture::Disturbed;
 use vmm::qemu::{
-    CaptureOptions, Captured, EmitMode, EmitOptions, Emitter, Qmp, Standing, Vm, Way, capture,
-    capture_for_transfer,
+    CaptureOptions, Captured, EmitMode, EmitOptions, Emitter, Launch, QemuError, Qmp, Standing, Vm, Way,
+    capture, capture_for_transfer,
 };
 
-/// A VM with RAM in a file and a second monitor, which ticks.
-fn source(dir: &Path) -> Option<Vm> {
+/// A machine with RAM in a file and a second monitor.
+fn shared_machine(dir: &Path, more: &[&str]) -> Option<Launch> {
     let mut args = shared_memory(&dir.join("ram"), 128).to_vec();
-    args.extend(["-qmp".to_owned(), "unix:{dir}/user.sock,server=on,wait=off".to_owned()]);
-    Some(boot(&machine(128, &args)?, dir, "source"))
+    args.extend(["-qmp", "unix:{dir}/user.sock,server=on,wait=off"].map(str::to_owned));
+    args.extend(more.iter().map(|&arg| arg.to_owned()));
+    machine(128, &args)
+}
+
+/// A VM of it, which ticks.
+fn source(dir: &Path) -> Option<Vm> {
+    Some(boot(&shared_machine(dir, &[])?, dir, "source"))
 }
 
 /// By its second monitor.
@@ -145,14 +151,6 @@ fn whatever_disturbs_a_vm_that_stands_is_known_by_the_next_look() {
         standing.end().unwrap();
         ticks_on_by(&mut vm, 2);
     }
-    // Whoever has it goes away, or is about to be ended: it runs on.
-    drop(again(&vm));
-    ticks_on(&mut vm);
-    let standing = again(&vm);
-    standing.put_back().put_back();
-    ticks_on(&mut vm);
-    drop(standing);
-
     // One that stood stands, and is taken in place by itself.
     vm.qmp.execute("stop", Value::Null).unwrap();
     let (captured, _, standing) = take(&vm, &image, None);
@@ -178,6 +176,81 @@ fn whatever_disturbs_a_vm_that_stands_is_known_by_the_next_look() {
     let standing = again(&vm);
     vm.quit();
     assert!(matches!(standing.check(), Err(Disturbed::MonitorGone(_))), "{:?}", standing.disturbed());
+}
+
+#[test]
+fn a_vm_that_is_let_go_runs_on_and_is_not_vouched_for() {
+    let dir = dir();
+    let Some(mut vm) = source(dir.path()) else { return };
+    let image = dir.path().join("image");
+    let again = |vm: &Vm| take(vm, &image, Some(Way::InPlace)).2.unwrap();
+    // Whoever has it goes away, or is about to be ended: it runs on.
+    drop(again(&vm));
+    ticks_on(&mut vm);
+    let standing = again(&vm);
+    let watch = standing.watch();
+    standing.put_back().put_back();
+    ticks_on(&mut vm);
+    // Whoever still reads is told by the next look.
+    assert_eq!((watch.disturbed(), standing.disturbed()), (Some(Disturbed::Over), Some(Disturbed::Over)));
+    drop(standing);
+    // However many look at it, it is let go.
+    let standing = again(&vm);
+    let watch = standing.watch();
+    assert_eq!(watch.disturbed(), None);
+    standing.end().unwrap();
+    assert_eq!(watch.disturbed(), Some(Disturbed::Over));
+    ticks_on(&mut vm);
+    vm.quit();
+}
+
+#[test]
+fn memory_that_others_write_is_not_read_in_place() {
+    let ivshmem = "memory-backend-file,id=others,size=1M,mem-path={dir}/others,share=on";
+    let crypto = "socket,id=crypto,path={dir}/crypto.sock,server=on,wait=off";
+    for (outsider, more) in [
+        ("ivshmem-plain", ["-object", ivshmem, "-device", "ivshmem-plain,memdev=others,master=on"]),
+        // An object that belongs to no device yet.
+        ("cryptodev-vhost-user", ["-chardev", crypto, "-object", "cryptodev-vhost-user,id=c,chardev=crypto"]),
+    ] {
+        let dir = dir();
+        let Some(launch) = shared_machine(dir.path(), &more) else { return };
+        let vm = launch.boot(identity("source"), &dir.path().join("source")).unwrap();
+        let image = dir.path().join("image");
+        let options = CaptureOptions { way: Some(Way::InPlace), ..CaptureOptions::new(&image) };
+        let qmp = Qmp::connect(vm.dir().join("user.sock"), Duration::from_secs(5)).unwrap();
+        let error = capture_for_transfer(qmp, options).unwrap_err();
+        let why = format!("its {outsider} writes to its memory from outside QEMU");
+        assert!(error.to_string().contains(&why), "{error}");
+        vm.kill();
+    }
+}
+
+/// Also if it was to stand afterwards.
+#[test]
+fn a_vm_whose_image_cannot_be_mapped_runs_on() {
+    let dir = dir();
+    let Some(mut vm) = source(dir.path()) else { return };
+    let image = dir.path().join("image");
+    for (way, resume) in [(Way::InPlace, true), (Way::InPlace, false), (Way::LiveStream, false)] {
+        let qmp = Qmp::connect(vm.dir().join("user.sock"), Duration::from_secs(5)).unwrap();
+        let mut loses = |qmp: &mut Qmp| {
+            assert!(qmp.execute("query-status", Value::Null).unwrap()["running"] == false);
+            std::fs::remove_file(&image).unwrap();
+            Ok(())
+        };
+        let options = CaptureOptions {
+            way: Some(way),
+            resume,
+            while_paused: Some(&mut loses),
+            ..CaptureOptions::new(&image)
+        };
+        let error = capture_for_transfer(qmp, options).unwrap_err();
+        assert!(matches!(error, QemuError::Image(_)), "{error}");
+        assert!(!stands(&mut vm), "{way}, {resume}");
+        ticks_on_by(&mut vm, 2);
+    }
+    vm.quit();
 }
 
 #[test]

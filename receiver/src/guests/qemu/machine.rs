@@ -1,6 +1,6 @@
 //! A machine that this host may start: QEMU, its arguments, and the disk of its clones.
 
-use super::waiting::{Seen, Shelf};
+use super::waiting::{Ready, Seen, Shelf};
 use crate::guests::words::words;
 use serde::Deserialize;
 use std::os::fd::AsRawFd;
@@ -194,17 +194,17 @@ impl Machine {
         dir: &Path,
         shared: Option<(&LazyImage, &Block)>,
         standing: bool,
-    ) -> Result<Vm, String> {
-        let waiting = if shared.is_none() { self.shelf.take(self.disk_seen(), name, dir) } else { None };
-        let mut vm = match waiting {
-            Some(vm) => vm,
-            None => self.start(name, dir, shared)?,
+    ) -> Result<Ready, String> {
+        let waiting = if shared.is_none() { self.shelf.take(self.disk_seen(), name, dir) } else { Err(None) };
+        let (mut vm, instead) = match waiting {
+            Ok(vm) => (vm, None),
+            Err(given_up) => (self.start(name, dir, shared)?, given_up),
         };
         if standing {
             // Said while it waits, this is what `-S` would have been.
             vm.qmp.execute("stop", serde_json::Value::Null).map_err(|error| words(&error))?;
         }
-        Ok(vm)
+        Ok(Ready { vm, instead })
     }
 
     fn start(&self, name: &str, dir: &Path, shared: Option<(&LazyImage, &Block)>) -> Result<Vm, String> {

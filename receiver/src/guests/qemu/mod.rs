@@ -26,8 +26,8 @@ use std::thread::JoinHandle;
 use vmm::lazy::LazyImage;
 use vmm::qemu::emit::TemplateVm;
 use vmm::qemu::stream::Block;
-use vmm::qemu::{DeviceState, Fingerprint, Qmp, Vm};
-use waiting::Stock;
+use vmm::qemu::{DeviceState, Fingerprint, Qmp};
+use waiting::{Ready, Stock};
 
 /// What is needed beside the memory: [`vmm::qemu::DeviceState::encode`].
 const STATE: &str = "state";
@@ -36,7 +36,7 @@ const STATE: &str = "state";
 const ANSWERS_WITHIN: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// A QEMU that is being started, and waits then.
-type Warm = JoinHandle<Result<Vm, String>>;
+type Warm = JoinHandle<Result<Ready, String>>;
 
 /// Launches VMs under QEMU.
 pub struct Qemus {

@@ -2,13 +2,14 @@
 
 use super::super::words::{LOOK, words};
 use super::super::{CloneSpec, Ward};
-use super::run::{GLANCE, STALL_WITHIN, figures};
+use super::run::{GLANCE, STALL_WITHIN, figures, instead_of};
+use super::waiting::Ready;
 use super::{Warm, state_of};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
-use vmm::qemu::{DeviceState, EmitMode, EmitOptions, Emitter, QemuError, Qmp, Vm};
+use vmm::qemu::{DeviceState, EmitMode, EmitOptions, Emitter, QemuError, Qmp};
 
 /// A broken link to a VM that is this host's is made anew after so long.
 const RECOVER_AFTER: Duration = Duration::from_millis(500);
@@ -23,20 +24,20 @@ const ASK_EVERY: Duration = Duration::from_millis(500);
 
 /// A QEMU: started by this process, or left by an earlier one.
 pub(super) enum Hypervisor {
-    Own(Box<Vm>),
+    Own(Box<Ready>),
     Left(Qmp),
 }
 
 impl Hypervisor {
     /// One that waits already, or is being started.
     pub(super) fn own(warm: Warm) -> Result<Self, String> {
-        let vm = warm.join().unwrap_or_else(|_| Err("its starting thread panicked".into()))?;
-        Ok(Self::Own(Box::new(vm)))
+        let ready = warm.join().unwrap_or_else(|_| Err("its starting thread panicked".into()))?;
+        Ok(Self::Own(Box::new(ready)))
     }
 
     fn qmp(&mut self) -> &mut Qmp {
         match self {
-            Self::Own(vm) => &mut vm.qmp,
+            Self::Own(ready) => &mut ready.vm.qmp,
             Self::Left(qmp) => qmp,
         }
     }
@@ -44,7 +45,7 @@ impl Hypervisor {
     /// Fails if it has ended.
     fn alive(&mut self) -> Result<(), String> {
         match self {
-            Self::Own(vm) => vm.check().map_err(|error| words(&error)),
+            Self::Own(ready) => ready.vm.check().map_err(|error| words(&error)),
             // Refused at once if nobody listens there any more; not asked, as it may be waiting for pages.
             Self::Left(qmp) => std::os::unix::net::UnixStream::connect(qmp.path())
                 .map(drop)
@@ -54,7 +55,7 @@ impl Hypervisor {
 
     fn release(self) -> PathBuf {
         match self {
-            Self::Own(vm) => vm.release(),
+            Self::Own(ready) => ready.vm.release(),
             Self::Left(qmp) => qmp.path().to_owned(),
         }
     }
@@ -71,8 +72,8 @@ impl Moving<'_> {
     /// Runs it until it ends; or stops caring for it when this process is to end, if it is this host's.
     pub(super) fn run(mut self) -> Result<(), String> {
         self.ward.note_monitor(self.vm.qmp().path().display().to_string());
-        if let Hypervisor::Own(vm) = &self.vm {
-            let keeper = Arc::clone(vm.keeper());
+        if let Hypervisor::Own(ready) = &self.vm {
+            let keeper = Arc::clone(ready.vm.keeper());
             self.ward.on_outlive(Box::new(move || keeper.dismiss()));
         }
         let mut awaits_state = self.spec.moves.as_ref().is_some_and(|moves| moves.outline.is_some());
@@ -186,6 +187,10 @@ impl Moving<'_> {
 
     fn status(&mut self, what: &str) {
         let monitor = self.vm.qmp().path().display().to_string();
-        self.ward.note_status(format!("{what}; monitor {monitor}"));
+        let instead = match &self.vm {
+            Hypervisor::Own(ready) => instead_of(ready.instead.as_deref()),
+            Hypervisor::Left(_) => String::new(),
+        };
+        self.ward.note_status(format!("{what}; monitor {monitor}{instead}"));
     }
 }

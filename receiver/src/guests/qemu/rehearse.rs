@@ -22,7 +22,7 @@ impl Qemus {
         let image = LazyImage::over(file, memory).map_err(|error| named(&error))?;
         image.adopt(0, image.page_count()).map_err(|error| named(&error))?;
         let place = self.places.take("rehearsal")?;
-        let mut vm = machine.wait_for_vm(&place.id, &place.dir, None, false)?;
+        let mut vm = machine.wait_for_vm(&place.id, &place.dir, None, false)?.vm;
         let set = rehearse(&mut vm, Arc::new(image), Arc::new(state), time);
         set.map_err(|error| vm.check().err().map_or_else(|| words(&error), |ended| words(&ended)))
     }

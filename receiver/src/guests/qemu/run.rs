@@ -4,6 +4,7 @@ use super::super::words::{LOOK, words};
 use super::super::{CloneSpec, Ward};
 use super::Warm;
 use super::machine::{Machine, MemoryKind};
+use super::waiting::Ready;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -30,11 +31,11 @@ pub(super) fn run(
     while !warm.is_finished() && !ward.is_stopped() {
         std::thread::sleep(GLANCE);
     }
-    let vm = warm.join().unwrap_or_else(|_| Err("its starting thread panicked".into()))?;
+    let Ready { vm, instead } = warm.join().unwrap_or_else(|_| Err("its starting thread panicked".into()))?;
     if ward.is_stopped() {
         return Ok(());
     }
-    let running = Running { spec, ward, machine, vm, since: Instant::now(), stopping: None };
+    let running = Running { spec, ward, machine, vm, instead, since: Instant::now(), stopping: None };
     match machine.memory() {
         MemoryKind::Private => running.private(&state),
         MemoryKind::Shared => running.shared(&state),
@@ -46,6 +47,8 @@ struct Running<'a> {
     ward: &'a Ward,
     machine: &'a Machine,
     vm: Vm,
+    /// Why that is not one that waited.
+    instead: Option<String>,
     since: Instant,
     /// When it was told to end, it may take until then.
     stopping: Option<Instant>,
@@ -153,14 +156,22 @@ impl Running<'_> {
         let disk =
             identity.disk.as_ref().map_or_else(String::new, |disk| format!(", disk {}", disk.display()));
         self.ward.note_status(format!(
-            "{memory}; machine {}, started {:.0} ms after its QEMU waited; vmgenid {}, MAC {} if the guest takes it{disk}; monitor {}",
+            "{memory}; machine {}, started {:.0} ms after its QEMU waited{}; vmgenid {}, MAC {} if the guest takes it{disk}; monitor {}",
             self.machine.name(),
             self.since.elapsed().as_secs_f64() * 1000.0,
+            instead_of(self.instead.as_deref()),
             identity.vmgenid,
             identity.mac,
             self.vm.qmp.path().display(),
         ));
     }
+}
+
+/// What is said of a QEMU that was started because one that waited was of no use.
+pub(super) fn instead_of(given_up: Option<&str>) -> String {
+    given_up.map_or_else(String::new, |why| {
+        format!(", which is a new one, as one that waited was given up: {why}")
+    })
 }
 
 pub(super) fn figures(faults: &EmitFaults) -> FaultFigures {

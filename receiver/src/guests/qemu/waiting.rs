@@ -1,6 +1,7 @@
 //! QEMUs that were started before anybody asked for them, as starting one takes longer than all else that a clone waits for.
 
 use super::machine::Machine;
+use crate::guests::words::words;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,6 +13,8 @@ use vmm::qemu::Vm;
 const REPLACE_AFTER: Duration = Duration::from_secs(10);
 /// How often that is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// One whose monitor does not answer within this is given up: starting another takes less.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(2);
 /// One that could not be started is tried again after so long.
 const RETRY_AFTER: Duration = Duration::from_secs(60);
 /// What their folders' names begin with; then the receiver's process id.
@@ -24,6 +27,13 @@ pub(super) type Seen = (u64, u64, u64, SystemTime);
 struct Waiting {
     vm: Vm,
     disk: Option<Seen>,
+}
+
+/// A QEMU for a VM that comes.
+pub(super) struct Ready {
+    pub(super) vm: Vm,
+    /// Why it is not one that waited, if any of those was given up.
+    pub(super) instead: Option<String>,
 }
 
 /// Those of one machine.
@@ -63,23 +73,29 @@ impl Shelf {
         self.waiting().push(Waiting { vm, disk });
     }
 
-    /// One that is alive and whose disk is still what it was, under this name and in this folder; none if there is none.
-    pub(super) fn take(&self, disk: Option<Seen>, name: &str, dir: &Path) -> Option<Vm> {
+    /// One that answers and whose disk is still what it was, under this name and in this folder; or why there is none, if any was
+    /// given up. A VM waits for one that does not answer, and for no second one.
+    pub(super) fn take(&self, disk: Option<Seen>, name: &str, dir: &Path) -> Result<Vm, Option<String>> {
         *self.taken_at() = Some(Instant::now());
+        let mut given_up = None;
         loop {
-            let mut waiting = self.waiting().pop()?;
-            let usable = waiting.vm.check().map_err(|error| error.to_string()).and_then(|()| {
+            let Some(mut waiting) = self.waiting().pop() else { return Err(given_up) };
+            let mut hangs = false;
+            let usable = waiting.vm.check().map_err(|error| words(&error)).and_then(|()| {
                 if waiting.disk != disk {
                     return Err("the disk under its overlay has changed".to_owned());
                 }
-                waiting.vm.adopt(name, dir).map_err(|error| error.to_string())
+                let answers = waiting.vm.qmp.answers(ANSWERS_WITHIN);
+                hangs = answers.is_err();
+                answers.map_err(|error| words(&error))?;
+                waiting.vm.adopt(name, dir).map_err(|error| words(&error))
             });
-            match usable {
-                Ok(()) => return Some(waiting.vm),
-                Err(reason) => {
-                    tracing::warn!(reason, "a QEMU that waited is not used");
-                    discard(waiting.vm);
-                }
+            let Err(reason) = usable else { return Ok(waiting.vm) };
+            tracing::warn!(name, reason, "a QEMU that waited is not used");
+            discard(waiting.vm);
+            given_up = Some(reason);
+            if hangs {
+                return Err(given_up);
             }
         }
     }

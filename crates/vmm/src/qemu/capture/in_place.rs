@@ -8,13 +8,16 @@ use super::shared::BackingFile;
 use crate::image::Piece;
 use nix::sys::stat::{major, minor};
 use serde_json::{Value, json};
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// Devices of which another process, or the host's hardware, writes to the guest's memory: by what their types and network
-/// backends are called. QEMU stops them with the VM, but whether they have stopped is their word, not QEMU's.
-const OUTSIDERS: [&str; 3] = ["vhost-user", "vhost-vdpa", "vfio"];
+/// Devices, objects and network backends of which another process, the host's kernel or its hardware writes to the guest's memory:
+/// by what their types are called (`-device help`, `-object help`, `-netdev help` of QEMU 10.0). QEMU stops most of them with the VM,
+/// but whether they have stopped is their word, not QEMU's; the memory of `ivshmem` is other VMs', which run on.
+///
+/// A tap with `vhost=on` is not among them, as QEMU tells nobody of it: it stops in a call that QEMU waits for.
+const OUTSIDERS: [&str; 5] = ["vhost-", "vfio", "ivshmem", "pci-proxy", "x-remote"];
 
 /// A block's file, open, and known to be the one that QEMU has mapped.
 pub(super) struct OpenFile {
@@ -33,10 +36,10 @@ pub(super) fn open(
     if let Some(outsider) = outsider(qmp)? {
         return Ok(Err(format!("its {outsider} writes to its memory from outside QEMU")));
     }
-    Ok(files.iter().map(|file| open_one(qmp, fingerprint, file)).collect())
+    Ok(maps(qmp).and_then(|maps| files.iter().map(|file| open_one(&maps, fingerprint, file)).collect()))
 }
 
-fn open_one(qmp: &Qmp, fingerprint: &Fingerprint, of: &BackingFile) -> Result<OpenFile, String> {
+fn open_one(maps: &str, fingerprint: &Fingerprint, of: &BackingFile) -> Result<OpenFile, String> {
     let BackingFile { block, path, offset } = of;
     let row = fingerprint.blocks.iter().find(|row| row.id == *block);
     if row.is_none_or(|row| row.page_size != PAGE_BYTES) || !offset.is_multiple_of(PAGE_BYTES) {
@@ -47,7 +50,7 @@ fn open_one(qmp: &Qmp, fingerprint: &Fingerprint, of: &BackingFile) -> Result<Op
     if !metadata.is_file() {
         return Err(format!("{} is no regular file", path.display()));
     }
-    match is_mapped(qmp, &file)? {
+    match is_mapped(maps, &metadata) {
         true => Ok(OpenFile { block: block.clone(), file, path: path.clone(), offset: *offset }),
         false => Err(not_mapped(path)),
     }
@@ -56,17 +59,17 @@ fn open_one(qmp: &Qmp, fingerprint: &Fingerprint, of: &BackingFile) -> Result<Op
 /// Which of these files is not the one that QEMU has mapped, as far as that can be told: another one stands under the name by now, or
 /// QEMU sees another file system than we do.
 pub(super) fn foreign(qmp: &Qmp, files: &[BackingFile]) -> Option<String> {
+    let maps = maps(qmp).ok()?;
     // Some file systems (btrfs, overlayfs) tell another device by stat(2) than in maps: the same number under the same name cannot be told apart.
     let is_foreign = |of: &&BackingFile| {
         let same = |line: &str, number: u64| {
             let mut fields = line.split_ascii_whitespace().skip(4);
             fields.next().and_then(|of| of.parse().ok()) == Some(number) && fields.next() == of.path.to_str()
         };
-        let mapped = |file: File| -> Result<bool, String> {
-            let number = file.metadata().map_err(|error| error.to_string())?.ino();
-            Ok(is_mapped(qmp, &file)? || maps(qmp)?.lines().any(|line| same(line, number)))
+        let mapped = |metadata: Metadata| {
+            is_mapped(&maps, &metadata) || maps.lines().any(|line| same(line, metadata.ino()))
         };
-        File::open(&of.path).is_ok_and(|file| mapped(file).is_ok_and(|mapped| !mapped))
+        File::open(&of.path).and_then(|file| file.metadata()).is_ok_and(|metadata| !mapped(metadata))
     };
     files.iter().find(is_foreign).map(|of| not_mapped(&of.path))
 }
@@ -75,13 +78,12 @@ fn not_mapped(path: &Path) -> String {
     format!("the {} that is here is not mapped by the process that its monitor belongs to", path.display())
 }
 
-/// Whether the process that listens at the monitor's socket has this file mapped; or why that cannot be told.
-fn is_mapped(qmp: &Qmp, file: &File) -> Result<bool, String> {
-    let metadata = file.metadata().map_err(|error| error.to_string())?;
-    Ok(maps(qmp)?.lines().any(|line| is_shared_mapping(line, metadata.dev(), metadata.ino())))
+/// Whether a file is among what a process has mapped.
+fn is_mapped(maps: &str, file: &Metadata) -> bool {
+    maps.lines().any(|line| is_shared_mapping(line, file.dev(), file.ino()))
 }
 
-/// What the process that listens at the monitor's socket has mapped (proc_pid_maps(5)).
+/// What the process that listens at the monitor's socket has mapped (proc_pid_maps(5)); or why that cannot be told.
 fn maps(qmp: &Qmp) -> Result<String, String> {
     let pid = qmp.peer().ok_or("the system does not tell which process its monitor belongs to")?;
     std::fs::read_to_string(format!("/proc/{pid}/maps"))
@@ -102,7 +104,7 @@ fn is_shared_mapping(line: &str, device: u64, inode: u64) -> bool {
 /// What of a VM writes to its memory from outside QEMU, if anything does.
 fn outsider(qmp: &mut Qmp) -> Result<Option<String>, QemuError> {
     let mut types = Vec::new();
-    for path in ["/machine/peripheral", "/machine/peripheral-anon"] {
+    for path in ["/machine/peripheral", "/machine/peripheral-anon", "/objects"] {
         let devices = qmp.execute("qom-list", json!({ "path": path }))?;
         let of = |device: &Value| device["type"].as_str().map(str::to_owned);
         types.extend(devices.as_array().into_iter().flatten().filter_map(of));
@@ -153,9 +155,22 @@ mod tests {
             outsider_among(&types.iter().map(|name| format!("child<{name}>")).collect::<Vec<_>>(), network)
         };
         let user = "net0: index=0,type=nic,model=virtio-net-pci\r\n \\ user0: index=0,type=user,net=10.0.2.0";
-        assert_eq!(of(&["virtio-net-pci", "vhost-vsock-pci"], user), None);
-        assert_eq!(of(&["vmgenid", "vhost-user-blk-pci"], "").as_deref(), Some("vhost-user-blk-pci"));
-        assert_eq!(of(&["vfio-pci"], "").as_deref(), Some("vfio-pci"));
+        let own = ["virtio-net-pci", "virtio-crypto-pci", "cryptodev-backend-builtin", "memory-backend-file"];
+        assert_eq!(of(&own, user), None);
+        for outsider in [
+            "vhost-user-blk-pci",
+            "vhost-vsock-pci",
+            "vhost-scsi-pci",
+            "vhost-vdpa-device-pci",
+            "cryptodev-vhost-user",
+            "vfio-pci",
+            "ivshmem-plain",
+            "ivshmem-doorbell",
+            "x-pci-proxy-dev",
+            "x-remote-object",
+        ] {
+            assert_eq!(of(&["vmgenid", outsider], "").as_deref(), Some(outsider));
+        }
         let other = user.replace("type=user", "type=vhost-user");
         assert_eq!(of(&["virtio-net-pci"], &other).as_deref(), Some("vhost-user"));
     }

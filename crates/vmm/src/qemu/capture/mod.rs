@@ -28,7 +28,7 @@ pub use evacuate::{EvacuateOptions, Evacuated, Switched, evacuate};
 pub use live::import_stream;
 pub use mapped::import_mapped_ram;
 pub use ram_file::RamFile;
-pub use standing::{Disturbed, PutBack, Standing};
+pub use standing::{Disturbed, PutBack, Standing, Watch};
 
 use super::error::QemuError;
 use super::qmp::Qmp;
@@ -152,6 +152,8 @@ pub fn capture(qmp: &mut Qmp, options: CaptureOptions<'_>) -> Result<Captured, Q
 /// is ([`Way::InPlace`]). It is chosen by itself for VMs that stand. Then there is a [`Standing`], which is to be kept until the image
 /// was read, and asked whether what was read is right.
 ///
+/// On any failure the image is removed and the source is as it was before, running if it ran.
+///
 /// # Errors
 ///
 /// As [`capture`]; [`QemuError::Image`] if the image cannot be mapped.
@@ -159,16 +161,23 @@ pub fn capture_for_transfer(
     mut qmp: Qmp,
     options: CaptureOptions<'_>,
 ) -> Result<(Captured, MappedImage, Option<Standing>), QemuError> {
-    let Taken { captured, files, resume } = take(&mut qmp, options, true)?;
-    let opened = (|| {
-        let standing = match captured.way {
-            Way::InPlace => Some(Standing::begin(qmp, resume)?),
-            _ => None,
-        };
+    let resume = options.resume;
+    let Taken { captured, files, ran } = take(&mut qmp, options, true)?;
+    let opened = (|| -> Result<_, QemuError> {
         let pieces = in_place::pieces(files, &captured.state.blocks)?;
-        let image = MappedImage::open(&captured.image, Some(captured.format))?.with_pieces(pieces)?;
-        Ok((image, standing))
+        Ok(MappedImage::open(&captured.image, Some(captured.format))?.with_pieces(pieces)?)
     })();
+    let opened = match opened {
+        Ok(image) if captured.way == Way::InPlace => {
+            Standing::begin(qmp, ran, resume).map(|standing| (image, Some(standing)))
+        }
+        Ok(image) => Ok((image, None)),
+        Err(error) => {
+            // By now it stands, be it for us to read or because its owner wanted it so.
+            driver::abandon(&mut qmp, ran);
+            Err(error)
+        }
+    };
     match opened {
         Ok((image, standing)) => Ok((captured, image, standing)),
         Err(error) => {
@@ -183,8 +192,8 @@ struct Taken {
     captured: Captured,
     /// Where the rest of its memory is, if it was taken in place.
     files: Vec<OpenFile>,
-    /// It ran, and is to run on: if it was taken in place, it stands still.
-    resume: bool,
+    /// It ran before. If it was taken in place, it stands still.
+    ran: bool,
 }
 
 /// `in_place`: it may be taken so.
@@ -227,7 +236,7 @@ fn take(qmp: &mut Qmp, mut options: CaptureOptions<'_>, in_place: bool) -> Resul
     let (state, format, mut figures) = outcome?;
     figures.total = start.elapsed();
     let captured = Captured { image: options.image.to_owned(), format, state, way, because, figures };
-    Ok(Taken { captured, files, resume: ran && options.resume })
+    Ok(Taken { captured, files, ran })
 }
 
 /// Whether the VM runs; refuses one that is in no state to be taken.

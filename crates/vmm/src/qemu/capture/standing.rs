@@ -8,7 +8,7 @@
 use super::super::error::QemuError;
 use super::super::qmp::{Qmp, QmpError};
 use serde_json::Value;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 /// How long somebody who is about to end this process waits for a command under way to be done.
@@ -27,6 +27,9 @@ pub enum Disturbed {
     /// QEMU ended, or closed the connection: whatever happens now is not seen.
     #[error("its monitor is gone ({0})")]
     MonitorGone(String),
+    /// Its [`Standing`] was ended: it runs on, or nobody looks any more.
+    #[error("it was let go")]
+    Over,
 }
 
 /// A VM that stands for whoever has this. Dropped, the VM runs on if it ran before; so it does after
@@ -37,6 +40,10 @@ pub struct Standing(Arc<Mutex<State>>);
 /// Lets a VM run on from elsewhere, as from a signal's thread that is about to end the process.
 #[derive(Clone, Debug)]
 pub struct PutBack(Arc<Mutex<State>>);
+
+/// Looks whether a VM was disturbed, for whoever reads its memory. It keeps neither the VM standing nor its monitor busy.
+#[derive(Clone, Debug)]
+pub struct Watch(Weak<Mutex<State>>);
 
 #[derive(Debug)]
 struct State {
@@ -51,11 +58,15 @@ struct State {
 }
 
 impl Standing {
-    /// Of a VM that stands, whose events since it began to are in `qmp`. With `resume` it ran before. If this fails, it was put back.
-    pub(super) fn begin(qmp: Qmp, resume: bool) -> Result<Self, QemuError> {
-        let state = State { qmp, resume, disturbed: None, stopped_at: None, resumed_at: None, over: false };
+    /// Of a VM that stands, whose events since it began to are in `qmp`. `ran`: before; with `resume` it is to do so again. If this
+    /// fails, it runs if it ran.
+    pub(super) fn begin(qmp: Qmp, ran: bool, resume: bool) -> Result<Self, QemuError> {
+        let (disturbed, stopped_at, resumed_at) = (None, None, None);
+        let state = State { qmp, resume: ran, disturbed, stopped_at, resumed_at, over: false };
         let standing = Self(Arc::new(Mutex::new(state)));
+        // Until this is known it is put back as it was, whatever is wanted afterwards.
         standing.check().map_err(|disturbed| QemuError::refused(disturbed.to_string()))?;
+        lock(&standing.0).resume = ran && resume;
         Ok(standing)
     }
 
@@ -63,6 +74,12 @@ impl Standing {
     #[must_use]
     pub fn disturbed(&self) -> Option<Disturbed> {
         lock(&self.0).look()
+    }
+
+    /// For whoever reads its memory elsewhere, for as long as he likes: [`end`](Self::end) waits for nobody.
+    #[must_use]
+    pub fn watch(&self) -> Watch {
+        Watch(Arc::downgrade(&self.0))
     }
 
     /// The same, and asks QEMU: it stands, and all that happened until now was seen.
@@ -96,6 +113,14 @@ impl Drop for Standing {
     }
 }
 
+impl Watch {
+    /// As [`Standing::disturbed`]; [`Disturbed::Over`] once that was ended, however it was.
+    #[must_use]
+    pub fn disturbed(&self) -> Option<Disturbed> {
+        self.0.upgrade().map_or(Some(Disturbed::Over), |state| lock(&state).look())
+    }
+}
+
 impl PutBack {
     /// The VM runs on if it ran before, unless that is under way already. Failures are told, but there is nobody who could do more.
     pub fn put_back(&self) {
@@ -118,7 +143,11 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 
 impl State {
     fn look(&mut self) -> Option<Disturbed> {
-        if self.disturbed.is_none() && !self.over {
+        if self.over {
+            // What was read since may be wrong, and whether it is was not looked at.
+            return Some(self.disturbed.clone().unwrap_or(Disturbed::Over));
+        }
+        if self.disturbed.is_none() {
             let gone = self.qmp.note_events().err();
             self.take_in();
             self.lost(gone);
@@ -130,7 +159,7 @@ impl State {
         let status = self.qmp.execute("query-status", Value::Null);
         self.take_in();
         match status {
-            Ok(status) if status["running"] == true => {
+            Ok(status) if status["running"] == true && !self.over => {
                 self.disturbed.get_or_insert(Disturbed::Resumed);
             }
             Ok(_) => {}
@@ -154,7 +183,10 @@ impl State {
                 "STOP" if self.disturbed.is_none() => self.stopped_at = Some(event.at),
                 "RESUME" => {
                     self.resumed_at.get_or_insert(event.at);
-                    self.disturbed.get_or_insert(Disturbed::Resumed);
+                    // Once it is over, this is our own `cont`.
+                    if !self.over {
+                        self.disturbed.get_or_insert(Disturbed::Resumed);
+                    }
                 }
                 "RESET" => {
                     self.disturbed.get_or_insert(Disturbed::Reset);
