@@ -14,6 +14,15 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
 PATIENCE_S = 180
 CHILDREN = []
+# Of scatter: from a capture that was rehearsed; from a capture; from the running source, whose working set an earlier rehearsal told; from the running source.
+OURS = ("rehearsed", "captured", "known", "running")
+
+
+def machine_and_commit():
+    with open("/proc/cpuinfo") as file:
+        model = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), "")
+    commit = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    return {"kernel": platform.release(), "cpu": model, "cpus": os.cpu_count(), "commit": commit}
 
 
 def ip(*args, ns=None):
@@ -194,16 +203,16 @@ def receivers(args, net, base, machine, vms):
     return listening
 
 
-def scatter(args, net, work, source, captured, rehearsed):
-    """By scatter: from a captured image, with what a rehearsal touched first or without, or from the running source."""
+def scatter(args, net, work, source, captured, name):
+    """By scatter: from a captured image or from the running source, each with what a rehearsal of the capture touched first or without."""
     binary = os.path.abspath(args.scatter)
     hosts = range(1, args.hosts + 1)
     base = tempfile.mkdtemp(prefix="s", dir=work)
-    if captured:
-        launch = {"kind": "qemu", "attachments": {"state": f"{captured}/state"}}
-        vm = {"image": f"{captured}/memory", "launch": launch | ({"working_set": f"{captured}/working-set"} if rehearsed else {})}
+    launch = {"kind": "qemu"} | ({"working_set": f"{captured}/working-set"} if name in ("rehearsed", "known") else {})
+    if name in ("rehearsed", "captured"):
+        vm = {"image": f"{captured}/memory", "launch": launch | {"attachments": {"state": f"{captured}/state"}}}
     else:
-        vm = {"image": f"qmp:{source}/user.sock", "launch": {"kind": "qemu"}}
+        vm = {"image": f"qmp:{source}/user.sock", "launch": launch}
     vm |= {"name": "golden", "memory_mib": args.mib, "to": {"clones": args.clones}, "clones_per_host": -(-args.clones // args.hosts)}
     listening = receivers(args, net, base, {"name": "ticker", "args": machine(args), "memory": args.memory}, [vm])
     before, traffic, start = net.sent(), net.traffic(), time.monotonic()
@@ -285,7 +294,7 @@ def main():
     parser.add_argument("--memory", default="private", choices=["private", "shared"])
     parser.add_argument("--warm", type=int, help="QEMUs that wait at each host, as stock ones do; default: as many as come")
     parser.add_argument("--repeat", type=int, default=1)
-    parser.add_argument("--only", default="rehearsed,captured,running,default,multifd")
+    parser.add_argument("--only", default=",".join(OURS) + ",default,multifd")
     parser.add_argument("--out")
     args = parser.parse_args()
     if args.warm is None:
@@ -306,16 +315,16 @@ def main():
         allocated = os.stat(f"{captured}/memory").st_blocks * 512
         result = {"guest": {"mib": args.mib, "work_mib": args.work, "not_zero_bytes": allocated, "state_bytes": os.stat(f"{captured}/state").st_size},
                   "clones": args.clones, "hosts": args.hosts, "mbit": args.mbit, "memory": args.memory, "command": " ".join(sys.argv),
-                  "kernel": platform.release(), "cpus": os.cpu_count(), "captured": told[0], "rehearsal": told[1], "runs": []}
+                  **machine_and_commit(), "captured": told[0], "rehearsal": told[1], "runs": []}
         for _ in range(args.repeat):
             for name in args.only.split(","):
                 load = os.getloadavg()[0]
-                if name in ("rehearsed", "captured", "running"):
+                if name in OURS:
                     # A captured guest is files: where it came from is no part of this, and would take CPUs that no clone's host has to share.
-                    at_rest = name != "running"
+                    at_rest = name in ("rehearsed", "captured")
                     if at_rest:
                         monitor(source, "stop")
-                    run = scatter(args, net, work, source, None if name == "running" else captured, name == "rehearsed")
+                    run = scatter(args, net, work, source, captured, name)
                     if at_rest:
                         monitor(source, "cont")
                     last = run["first_tick_s"][-1]

@@ -16,9 +16,9 @@ measurement starts them from there.
 the guest's last tick at its source to its first one at its new host. The guests check their own memory: a BAD tick fails the run.
 Needs root, qemu-system-x86_64 and iproute2. docs/evacuation.md has what came of it.
 """
-import argparse, json, os, platform, shutil, signal, socket, subprocess, sys, tempfile, threading, time
+import argparse, json, os, platform, shutil, signal, socket, statistics, subprocess, sys, tempfile, threading, time
 
-from clones import CHILDREN, PATIENCE_S, ROOT, Net, Qmp, await_ticks, end, receivers, spawn, ticks
+from clones import machine_and_commit, CHILDREN, PATIENCE_S, ROOT, Net, Qmp, await_ticks, end, receivers, spawn, ticks
 
 GUESTS = {
     # Name, MiB that it works on, pages that it looks at (and changes half of) at each tick, pause between ticks in ms.
@@ -267,7 +267,7 @@ def one(args, net, work, saved, way):
     CHILDREN.clear()
     sweep(base)
     shutil.rmtree(base)
-    median = lambda name: sorted(of[name] for of in run["vms"])[len(run["vms"]) // 2]
+    median = lambda name: statistics.median(of[name] for of in run["vms"])
     print(f"{args.mbit} Mbit/s, {'scatter' if ours else 'QEMU'}, {way}: {run['total_s']:.2f} s in all, link {run['link_bytes'] / 1e6:.1f} MB, all links {run['traffic_bytes'] / 1e6:.0f} MB, CPUs idle {run['idle']:.0%}; stopped "
           f"{median('stopped_ms'):.0f} ms, silent {median('silent_ms'):.0f} ms (a tick takes {median('tick_p50_ms'):.0f} ms), ten ticks "
           f"{median('ten_ticks_ms'):.0f} ms (medians of {len(run['vms'])}); load {load:.1f}", flush=True)
@@ -298,7 +298,7 @@ def main():
     args.mbit = rates[0]
     net = Net(args.hosts, args.mbit)
     result = {"guests": GUESTS[args.guests], "mib": args.mib, "hosts": args.hosts, "command": " ".join(sys.argv),
-              "kernel": platform.release(), "cpus": os.cpu_count(), "runs": []}
+              **machine_and_commit(), "runs": []}
     try:
         saved = boot(args, net, work)
         for args.mbit in rates:

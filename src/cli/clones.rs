@@ -108,7 +108,7 @@ pub(crate) struct Capture {
     #[arg(long, value_name = "MEMORY")]
     pub(crate) base: Option<PathBuf>,
     /// QEMU: runs the snapshot once, in a machine of this file (as `receive --qemu` takes it), and writes what it touches first:
-    /// clones get that before they start. It is a clone like others: mind what network its machine gives it
+    /// clones get that at their start, before all else. It is a clone like others: mind what network its machine gives it
     #[arg(long, value_name = "FILE")]
     pub(crate) rehearse: Option<PathBuf>,
     /// For how long it runs then, from its first instruction, in ms of its CPUs' time; by the clock at most four times that

@@ -10,7 +10,8 @@ use wire::limits;
 /// Blocks are not awaited any more when none came for so long.
 const BLOCKS_STALL: Duration = Duration::from_millis(500);
 
-/// The first one of a connection is awaited for longer: the sender may give clones 1 s to start before it encodes anything.
+/// From the beginning of a connection they are awaited for so long at least: the sender may give clones 1 s to start before it encodes
+/// anything but their working sets.
 const FIRST_BLOCK: Duration = Duration::from_millis(1500);
 
 /// Two looks further apart count as so far apart: a host that did not run itself has not heard the group fall silent.
@@ -102,10 +103,10 @@ impl Wants {
         let stats = image.stats();
         let by_blocks = stats.here - stats.from_sender - stats.from_peers;
         let (before, at) = std::mem::replace(&mut self.by_blocks, (by_blocks, now));
-        self.patience = match by_blocks != before {
-            true => BLOCKS_STALL,
-            false => self.patience.saturating_sub(now.saturating_sub(at).min(LOOK_MAX)),
-        };
+        self.patience = self.patience.saturating_sub(now.saturating_sub(at).min(LOOK_MAX));
+        if by_blocks != before {
+            self.patience = self.patience.max(BLOCKS_STALL);
+        }
         !self.patience.is_zero()
     }
 
@@ -235,7 +236,7 @@ mod tests {
         let mut looks = (1..).map(|look| LATER + look * LOOK_MAX);
         let (stalled, want) =
             looks.find_map(|look| Some((look, wants.poll(&image, look)?))).expect("asked for");
-        assert_eq!(stalled, LATER + BLOCKS_STALL);
+        assert_eq!(stalled, LATER + FIRST_BLOCK, "the sender may have held all others back until then");
         assert_eq!(
             want,
             Want { vm: 0, pages: vec![], ahead: vec![range(7, 1), range(3, 1), range(50, 1), range(99, 1)] }
@@ -247,5 +248,8 @@ mod tests {
             Some(vec![50]),
             "but a guest waits now"
         );
+        image.place_word(60, 1, 7, Origin::Block).expect("in range");
+        assert!(wants.blocks_come(&image, stalled) && wants.blocks_come(&image, stalled + LOOK_MAX));
+        assert!(!wants.blocks_come(&image, stalled + BLOCKS_STALL), "from then on it is soon seen");
     }
 }

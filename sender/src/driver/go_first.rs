@@ -9,9 +9,9 @@ use wire::control::Want;
 
 /// They go first for so long at most, from the start of the transfer. Receivers wait for the first block for longer.
 const FIRST_MAX: Duration = Duration::from_secs(1);
-/// When no clone has waited for a page for so long, they have what they need,
+/// When all clones have settled and none has waited for a page for so long, they have what they need.
 const QUIET: Duration = Duration::from_millis(30);
-/// though not before the last of them has run for so long. Clones whose working set went ahead wait for no page, but need the CPUs of their
+/// Before the last of them has run for so long they have not settled. Clones whose working set went ahead wait for no page, but need the CPUs of their
 /// hosts: to load their devices, to fill caches, to translate their code anew.
 const SETTLE: Duration = Duration::from_millis(500);
 /// Answers may take this part of the bytes that are to be sent. Beyond, what clones touch is no small working set, and blocks bring it to all at once.
@@ -56,7 +56,8 @@ impl Guests {
         let starts =
             |clone: &CloneOutcome| clone.running.is_none() && clone.failed.is_none() && !clone.leaves;
         let starting = self.clones.all().iter().any(starts);
-        self.go_first.last_start = self.clones.all().iter().filter_map(|clone| clone.running).max();
+        let clones = self.clones.all().iter().filter(|clone| clone.failed.is_none() && !clone.leaves);
+        self.go_first.last_start = clones.filter_map(|clone| clone.running).max();
         self.go_first.judge(starting, self.service.stats().bytes, now)
     }
 

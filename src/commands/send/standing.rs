@@ -69,6 +69,10 @@ fn words(vm: &str, disturbed: &Disturbed) -> String {
 }
 
 fn failure(vm: &str, disturbed: &Disturbed) -> Failure {
+    if *disturbed == Disturbed::Over {
+        // Somebody in a hurry had it put back (`interrupt`): the VM runs, and nobody disturbed it.
+        return Failure::new(Exit::Interrupted, format!("{}: interrupted", words(vm, disturbed)));
+    }
     let message = format!(
         "{}: nothing that was read later was sent, clones that lacked pages are ended, and this transfer failed. Start it again and leave the \
          VM stopped until it is over, or let it run and take it by --way live-stream",

@@ -94,7 +94,7 @@ fn a_qemu_that_waits_and_does_not_answer_is_given_up_for_a_new_one() {
     let first = sent.report["clones"]["first_instruction_last_s"].as_f64().expect("it runs");
     assert!((2.0..12.0).contains(&first), "{first} s");
     let how = how(&sent);
-    assert!(how.contains("a new one, as one that waited was given up"), "{how}");
+    assert!(how.contains("in a new QEMU, as one that waited was given up"), "{how}");
     let said = qemus_of.fleet.receiver(1).said();
     assert!(said.contains("a QEMU that waited is not used"), "{said}");
     // Its end was not left to anybody else.

@@ -2,6 +2,7 @@
 
 use super::{FileState, ImageError, MappedImage, PAGE_BYTES, byte_range, holes};
 use memmap2::{Mmap, MmapOptions};
+use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 use pages::{Bitmap, Page};
 use std::fs::File;
 use std::io;
@@ -28,6 +29,8 @@ pub(super) struct MappedPiece {
     map: Mmap,
     pages: Range<u32>,
     state: FileState,
+    /// Stores are dated when they are done, not when they are written.
+    is_tmpfs: bool,
 }
 
 impl MappedPiece {
@@ -62,7 +65,8 @@ impl MappedPiece {
             }
             own = Some(of_piece);
         }
-        Ok((Self { path, file, map, pages, state }, own))
+        let is_tmpfs = fstatfs(&file).is_ok_and(|system| system.filesystem_type() == TMPFS_MAGIC);
+        Ok((Self { path, file, map, pages, state, is_tmpfs }, own))
     }
 
     pub(super) fn page(&self, number: u32) -> Option<&Page> {
@@ -72,7 +76,7 @@ impl MappedPiece {
 
     /// The file may lose its name, as what is mapped stays; another one under that name is a sign that somebody works on it.
     ///
-    /// When it was modified does not matter: on a disk, what its owner's stores did before he stood still may be written, and the
+    /// When it was modified matters on a tmpfs only: on a disk, what its owner's stores did before he stood still may be written, and the
     /// time set, at any later moment. That he stands still is his watcher's word (`qemu::capture::Standing`).
     pub(super) fn check_unchanged(&self) -> Result<(), ImageError> {
         let inspect = |source| ImageError::Io { path: self.path.clone(), action: "inspect", source };
@@ -82,7 +86,10 @@ impl MappedPiece {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(inspect(error)),
         };
-        let changes = [Some(open), named].into_iter().flatten().find_map(|now| self.state.other_than(&now));
+        let changes = [Some(open), named].into_iter().flatten().find_map(|now| match self.is_tmpfs {
+            true => self.state.change_to(&now),
+            false => self.state.other_than(&now),
+        });
         match changes {
             Some(change) => Err(ImageError::Changed { path: self.path.clone(), change }),
             None => Ok(()),

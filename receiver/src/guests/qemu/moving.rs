@@ -191,6 +191,6 @@ impl Moving<'_> {
             Hypervisor::Own(ready) => instead_of(ready.instead.as_deref()),
             Hypervisor::Left(_) => String::new(),
         };
-        self.ward.note_status(format!("{what}; monitor {monitor}{instead}"));
+        self.ward.note_status(format!("{what}{instead}; monitor {monitor}"));
     }
 }

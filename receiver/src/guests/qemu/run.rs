@@ -169,9 +169,8 @@ impl Running<'_> {
 
 /// What is said of a QEMU that was started because one that waited was of no use.
 pub(super) fn instead_of(given_up: Option<&str>) -> String {
-    given_up.map_or_else(String::new, |why| {
-        format!(", which is a new one, as one that waited was given up: {why}")
-    })
+    given_up
+        .map_or_else(String::new, |why| format!(", in a new QEMU, as one that waited was given up: {why}"))
 }
 
 pub(super) fn figures(faults: &EmitFaults) -> FaultFigures {

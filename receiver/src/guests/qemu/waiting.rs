@@ -3,17 +3,18 @@
 use super::machine::Machine;
 use crate::guests::words::words;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
-use vmm::qemu::Vm;
+use vmm::qemu::{QmpError, Vm};
 
 /// Those that were taken are replaced after so long without another: whoever took them has better use for this host's CPUs.
 const REPLACE_AFTER: Duration = Duration::from_secs(10);
 /// How often that is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// One whose monitor does not answer within this is given up: starting another takes less.
+/// One whose monitor does not answer within this is given up: starting another takes less, unless the machine is much too busy.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(2);
 /// One that could not be started is tried again after so long.
 const RETRY_AFTER: Duration = Duration::from_secs(60);
@@ -86,7 +87,7 @@ impl Shelf {
                     return Err("the disk under its overlay has changed".to_owned());
                 }
                 let answers = waiting.vm.qmp.answers(ANSWERS_WITHIN);
-                hangs = answers.is_err();
+                hangs = matches!(&answers, Err(QmpError::Io { source, .. }) if source.kind() == ErrorKind::TimedOut);
                 answers.map_err(|error| words(&error))?;
                 waiting.vm.adopt(name, dir).map_err(|error| words(&error))
             });

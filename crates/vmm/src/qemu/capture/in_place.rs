@@ -117,7 +117,8 @@ fn outsider(qmp: &mut Qmp) -> Result<Option<String>, QemuError> {
 /// The same, of a list of `child<TYPE>` and what `info network` says.
 fn outsider_among(types: &[String], network: &str) -> Option<String> {
     let devices = types.iter().map(|kind| kind.trim_start_matches("child<").trim_end_matches('>'));
-    let backends = network.split([',', ' ', '\r', '\n']).filter_map(|word| word.strip_prefix("type="));
+    // A backend tells what it is in `type=`, or behind that (`passt` with vhost-user); to take a name for it costs a copy, no more.
+    let backends = network.split([',', ' ', '=', '\r', '\n']);
     let mut names = devices.chain(backends);
     names.find(|name| OUTSIDERS.iter().any(|outsider| name.contains(outsider))).map(str::to_owned)
 }
@@ -173,5 +174,7 @@ mod tests {
         }
         let other = user.replace("type=user", "type=vhost-user");
         assert_eq!(of(&["virtio-net-pci"], &other).as_deref(), Some("vhost-user"));
+        let behind = user.replace("type=user", "type=passt,vhost-user");
+        assert_eq!(of(&["virtio-net-pci"], &behind).as_deref(), Some("vhost-user"));
     }
 }

@@ -173,8 +173,10 @@ pub fn capture_for_transfer(
         }
         Ok(image) => Ok((image, None)),
         Err(error) => {
-            // By now it stands, be it for us to read or because its owner wanted it so.
-            driver::abandon(&mut qmp, ran);
+            // It stands, be it for us to read or because its owner wanted it so; else it runs already.
+            if captured.way == Way::InPlace || !resume {
+                driver::abandon(&mut qmp, ran);
+            }
             Err(error)
         }
     };

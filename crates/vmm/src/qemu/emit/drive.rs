@@ -23,10 +23,10 @@ const SOCKET_BYTES: usize = 128 << 10;
 const POLL_MS: u16 = 50;
 /// How often page faults are told to whoever looks at the progress.
 const TELL_EVERY: Duration = Duration::from_millis(100);
-/// A guest that has asked for nothing for so long has what it needs to go on,
+/// A guest that has settled and asked for nothing for so long has what it needs to go on.
 const QUIET_MS: u16 = 30;
-/// though not before it has run for so long: one whose working set went ahead asks for nothing while it fills caches and translates its code
-/// anew, and needs the CPU for that.
+/// Before a guest has run for so long it has not settled: one whose working set went ahead asks for nothing while it fills caches and
+/// translates its code anew, and needs the CPU for that.
 const SETTLE: Duration = Duration::from_millis(500);
 /// Most bytes of answers that are held: a bitmap and what is around it.
 const INPUT_BYTES_MAX: usize = 33 << 20;
@@ -248,7 +248,7 @@ impl Driver {
         }
     }
 
-    /// Pages that nobody asks for wait until the guest falls quiet, or for ever.
+    /// Pages that nobody asks for wait until the guest has settled and fallen quiet, or for ever.
     pub(super) fn hold_back(&mut self, options: &EmitOptions) {
         self.hold_back = options.hold_back;
         self.holds_back = !options.hold_back.is_zero();

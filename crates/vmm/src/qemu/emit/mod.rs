@@ -53,11 +53,11 @@ pub enum EmitMode {
 pub struct EmitOptions {
     /// When the VM starts.
     pub mode: EmitMode,
-    /// Post-copy: those of these pages that are at hand go before the VM starts, in this order. They cost time before it
-    /// starts, and save faults afterwards.
+    /// Post-copy: those of these pages that are at hand go first, in this order: 256 before the VM starts, the others right behind its
+    /// start, whether it asks or not. They cost time then, and save faults.
     pub preload: Arc<[u32]>,
-    /// Post-copy: pages that the guest does not ask for wait until it has fallen quiet, or so long at most. They would take
-    /// the CPU from it while it faults its working set in. Zero: they do not wait.
+    /// Post-copy: pages that the guest does not ask for wait until it has run for half a second and fallen quiet, or so long at most.
+    /// They would take the CPU from it while it faults its working set in and settles. Zero: they do not wait.
     pub hold_back: Duration,
     /// Pages that the guest does not ask for go at all. Without them post-copy comes to no end before the guest has touched all of its memory.
     pub background: bool,

@@ -225,9 +225,9 @@ impl PageQueue {
     }
 
     /// Appends records of pages, those that QEMU waits for first, until `out` has `budget` bytes or there are none. The
-    /// section is opened and closed around them. Without `background`, only pages that QEMU waits for.
+    /// section is opened and closed around them. Without `background`, only pages that QEMU waits for and those put first.
     pub(super) fn write(&mut self, out: &mut Vec<u8>, budget: usize, background: bool) {
-        if !self.presses() && !(background && self.has_work()) {
+        if !(self.presses() || background && self.has_work()) {
             return;
         }
         let begin = out.len();

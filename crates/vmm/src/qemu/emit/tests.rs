@@ -3,8 +3,11 @@
 use super::super::state::DeviceState;
 use super::super::stream::{BlockPlan, Command, Event, Parser, ReturnMessage, StreamError};
 use super::drive::{Driver, PING_LOADED};
+use super::pages::PageQueue;
 use super::{EmitMode, EmitOptions, EmitProgress};
 use crate::lazy::{LazyImage, Origin};
+use proptest::collection::vec;
+use proptest::prelude::*;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -115,4 +118,94 @@ fn what_is_left_out_was_discarded_before() {
         Ok::<_, StreamError>(())
     });
     assert_eq!(discarded, u64::from(PAGES));
+}
+
+/// What a queue has sent: how often each page went since it was last taken back.
+struct Sent {
+    parser: Parser,
+    times: Vec<u32>,
+}
+
+impl Sent {
+    fn new(queue: &PageQueue) -> Self {
+        let (mut head, plan) = (state().prefix, BlockPlan::default());
+        queue.writer().start(&mut head, &plan, false);
+        let mut sent = Self { parser: Parser::new(plan), times: vec![0; PAGES as usize] };
+        sent.take_in(&head);
+        sent
+    }
+
+    fn take_in(&mut self, bytes: &[u8]) {
+        let Self { parser, times } = self;
+        let used = parser.feed(bytes, |event| {
+            if let Event::Page(page, _) | Event::Zero(page) = event {
+                times[page as usize] += 1;
+            }
+            Ok::<_, StreamError>(())
+        });
+        assert_eq!(used, Ok(bytes.len()));
+    }
+
+    /// All that can go goes.
+    fn drain(&mut self, queue: &mut PageQueue) {
+        while queue.has_work() {
+            let mut out = Vec::new();
+            queue.write(&mut out, 64 << 10, true);
+            self.take_in(&out);
+        }
+    }
+}
+
+proptest! {
+    /// Pages come, are asked for, put first and taken back in any order, zero pages being left out from some moment on: none goes twice,
+    /// none is forgotten, and what is left is counted right.
+    #[test]
+    fn every_page_goes_once_or_is_a_zero_that_nobody_asked_for(
+        steps in vec((0u8..6, 0..PAGES, 1u32..90), 0..60),
+        leaves in 0usize..60,
+    ) {
+        let image = Arc::new(LazyImage::memfd("queue", PAGES).expect("a memfd"));
+        let mut news = image.listen().expect("news");
+        let mut queue = PageQueue::new(&image, &state().blocks, 2);
+        let mut sent = Sent::new(&queue);
+        for (at, (step, first, count)) in steps.into_iter().enumerate() {
+            if at == leaves {
+                queue.leave_zeros();
+            }
+            let range = first..(first + count).min(PAGES);
+            match step {
+                // What is there as something else stays.
+                0 | 1 => drop(image.place_word(first, range.end - first, u64::from(step) * 7, Origin::Block)),
+                2 => drop(queue.request("pc.ram", u64::from(first) * 4096, 4096, Instant::now())),
+                3 => queue.put_first(&range.collect::<Vec<_>>()),
+                4 => {
+                    queue.take_back(std::slice::from_ref(&range));
+                    range.for_each(|page| sent.times[page as usize] = 0);
+                }
+                _ => sent.drain(&mut queue),
+            }
+            news.drain(|run| queue.came(run));
+        }
+        queue.leave_zeros();
+        let _ = image.place_word(0, PAGES, 0, Origin::Block);
+        news.drain(|run| queue.came(run));
+        // What was taken back is no news of the image's.
+        queue.came(0..PAGES);
+        sent.drain(&mut queue);
+        prop_assert!(queue.is_done());
+        for (page, times) in (0..).zip(&sent.times) {
+            prop_assert!(*times == 1 || *times == 0 && image.is_zero(page), "page {} went {} times", page, times);
+        }
+    }
+
+    /// Zero pages are told apart at any place in their words.
+    #[test]
+    fn zeros_are_the_pages_that_are_here_and_zero(steps in vec((0..PAGES, 1u32..90, any::<bool>()), 0..20), from in 0..PAGES) {
+        let image = LazyImage::memfd("zeros", PAGES).expect("a memfd");
+        for (first, count, zero) in steps {
+            let _ = image.place_word(first, count.min(PAGES - first), if zero { 0 } else { 7 }, Origin::Block);
+        }
+        let told: Vec<u32> = image.zeros(from..PAGES).into_iter().flatten().collect();
+        prop_assert_eq!(told, (from..PAGES).filter(|page| image.is_zero(*page)).collect::<Vec<_>>());
+    }
 }
