@@ -23,8 +23,6 @@ pub(super) struct GoFirst {
     budget_bytes: u64,
     /// When a clone last waited for a page.
     last_fault: Option<Duration>,
-    /// When a clone last began to run.
-    last_start: Option<Duration>,
     /// Hosts that have taken the offer: they have images to put pages into.
     accepted: Vec<bool>,
     /// It does not come back.
@@ -40,10 +38,17 @@ impl GoFirst {
         self.accepted[host] = true;
     }
 
-    /// Whether bulk data wait: clones are `starting`, or answers of `answered_bytes` so far did not give them all that they need.
-    fn judge(&mut self, starting: bool, answered_bytes: u64, now: Duration) -> bool {
+    /// Whether bulk data wait: clones are `starting`, have not settled since the last of them began to run at `last_start`, or did not get
+    /// all that they need with answers of `answered_bytes` so far.
+    fn judge(
+        &mut self,
+        starting: bool,
+        last_start: Option<Duration>,
+        answered_bytes: u64,
+        now: Duration,
+    ) -> bool {
         let settles = self.last_fault.is_some_and(|at| now < at + QUIET)
-            || self.last_start.is_some_and(|at| now < at + SETTLE);
+            || last_start.is_some_and(|at| now < at + SETTLE);
         let first = starting || settles && answered_bytes < self.budget_bytes;
         self.over |= now >= FIRST_MAX || !first;
         !self.over
@@ -53,12 +58,11 @@ impl GoFirst {
 impl Guests {
     /// Whether bulk data wait for clones.
     pub(super) fn go_first(&mut self, now: Duration) -> bool {
-        let starts =
-            |clone: &CloneOutcome| clone.running.is_none() && clone.failed.is_none() && !clone.leaves;
-        let starting = self.clones.all().iter().any(starts);
-        let clones = self.clones.all().iter().filter(|clone| clone.failed.is_none() && !clone.leaves);
-        self.go_first.last_start = clones.filter_map(|clone| clone.running).max();
-        self.go_first.judge(starting, self.service.stats().bytes, now)
+        let counts = |clone: &&CloneOutcome| clone.failed.is_none() && !clone.leaves;
+        let clones = || self.clones.all().iter().filter(counts);
+        let starting = clones().any(|clone| clone.running.is_none());
+        let last_start = clones().filter_map(|clone| clone.running).max();
+        self.go_first.judge(starting, last_start, self.service.stats().bytes, now)
     }
 
     /// Clones wait for pages: while they go first, all other hosts that have clones of the VM get them, too.
@@ -82,32 +86,31 @@ mod tests {
     #[test]
     fn bulk_data_wait_until_clones_run_and_have_fallen_quiet_and_never_again() {
         let mut first = GoFirst::new(1, 1 << 20);
-        assert!(first.judge(true, 0, 300 * MS));
+        assert!(first.judge(true, None, 0, 300 * MS));
         first.last_fault = Some(310 * MS);
-        assert!(first.judge(false, 0, 339 * MS), "it may fault again");
-        assert!(!first.judge(false, 0, 340 * MS));
+        assert!(first.judge(false, None, 0, 339 * MS), "it may fault again");
+        assert!(!first.judge(false, None, 0, 340 * MS));
         first.last_fault = Some(341 * MS);
-        assert!(!first.judge(true, 0, 342 * MS), "once over, it is over");
+        assert!(!first.judge(true, None, 0, 342 * MS), "once over, it is over");
     }
 
     #[test]
     fn clones_that_fault_on_and_on_or_do_not_start_do_not_hold_up_the_rest() {
         let with_faults = || GoFirst { last_fault: Some(500 * MS), ..GoFirst::new(1, 1 << 20) };
-        assert!(with_faults().judge(false, (1 << 20) / BUDGET_PART - 1, 510 * MS));
+        assert!(with_faults().judge(false, None, (1 << 20) / BUDGET_PART - 1, 510 * MS));
         assert!(
-            !with_faults().judge(false, (1 << 20) / BUDGET_PART, 510 * MS),
+            !with_faults().judge(false, None, (1 << 20) / BUDGET_PART, 510 * MS),
             "that is no small working set"
         );
-        assert!(GoFirst::new(1, 1 << 20).judge(true, 1 << 20, 999 * MS), "none runs yet");
-        assert!(!GoFirst::new(1, 1 << 20).judge(true, 0, 1000 * MS));
+        assert!(GoFirst::new(1, 1 << 20).judge(true, None, 1 << 20, 999 * MS), "none runs yet");
+        assert!(!GoFirst::new(1, 1 << 20).judge(true, None, 0, 1000 * MS));
     }
 
     #[test]
     fn clones_that_wait_for_nothing_have_the_cpus_until_they_have_settled() {
-        let mut started = GoFirst { last_start: Some(200 * MS), ..GoFirst::new(1, 1 << 20) };
-        assert!(started.judge(false, 0, 699 * MS));
-        assert!(!started.judge(false, 0, 700 * MS));
-        let mut late = GoFirst { last_start: Some(900 * MS), ..GoFirst::new(1, 1 << 20) };
-        assert!(!late.judge(false, 0, 1000 * MS), "not for ever");
+        let mut started = GoFirst::new(1, 1 << 20);
+        assert!(started.judge(false, Some(200 * MS), 0, 699 * MS));
+        assert!(!started.judge(false, Some(200 * MS), 0, 700 * MS));
+        assert!(!GoFirst::new(1, 1 << 20).judge(false, Some(900 * MS), 0, 1000 * MS), "not for ever");
     }
 }
