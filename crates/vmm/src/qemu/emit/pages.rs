@@ -97,7 +97,7 @@ impl PageQueue {
     /// that never comes reads as zeros when post-copy ends, and QEMU takes some 17 µs to be told so of one page.
     pub(super) fn leave_zeros(&mut self) {
         self.leaves_zeros = true;
-        std::mem::take(&mut self.ready).into_iter().for_each(|run| self.is_ready(run));
+        std::mem::take(&mut self.ready).into_iter().for_each(|run| self.make_ready(run));
     }
 
     /// Whether pages may still change while they are read. Such a page is [taken back](Self::take_back) afterwards, whatever was read.
@@ -175,13 +175,13 @@ impl PageQueue {
                 let wanted = part.clone().filter(|page| self.wanted.unset(*page));
                 self.urgent.extend(wanted);
             }
-            self.is_ready(part);
+            self.make_ready(part);
         }
     }
 
-    /// These pages of one block can be sent in the background. Those to be left out are left out here, a word of bitmaps at a time: most
+    /// Has these pages of one block sent in the background. Those to be left out are left out here, a word of bitmaps at a time: most
     /// of a guest's memory is zero, and each of a host's clones goes through all of it.
-    fn is_ready(&mut self, run: Range<u32>) {
+    fn make_ready(&mut self, run: Range<u32>) {
         if !self.leaves_zeros || self.unit(run.start).is_none_or(|unit| unit.len() > 1) {
             self.ready.push_back(run);
             return;
@@ -304,8 +304,8 @@ impl PageQueue {
         }
     }
 
-    fn leave_out(&mut self, unit: Range<u32>) {
-        for page in unit {
+    fn leave_out(&mut self, pages: Range<u32>) {
+        for page in pages {
             if !self.sent.get(page) && self.left_out.set(page) {
                 self.left -= 1;
                 self.counts.left_out += 1;
