@@ -30,9 +30,13 @@ fn source(dir: &Path) -> Option<Vm> {
     Some(boot(&shared_machine(dir, &[])?, dir, "source"))
 }
 
+fn second_monitor(vm: &Vm) -> Qmp {
+    Qmp::connect(vm.dir().join("user.sock"), Duration::from_secs(5)).unwrap()
+}
+
 /// By its second monitor.
 fn take(vm: &Vm, image: &Path, way: Option<Way>) -> (Captured, MappedImage, Option<Standing>) {
-    let qmp = Qmp::connect(vm.dir().join("user.sock"), Duration::from_secs(5)).unwrap();
+    let qmp = second_monitor(vm);
     let options = CaptureOptions { way, ..CaptureOptions::new(image) };
     let (captured, mapped, standing) = capture_for_transfer(qmp, options).unwrap();
     println!("{}, {}: {:?}", captured.way, captured.because, captured.figures);
@@ -64,7 +68,7 @@ fn memory_is_read_where_it_lies_and_is_that_of_a_copy() {
     ticks_on(&mut vm);
 
     let before = allocated(&ram);
-    let qmp = Qmp::connect(vm.dir().join("user.sock"), Duration::from_secs(5)).unwrap();
+    let qmp = second_monitor(&vm);
     let options = CaptureOptions { way: Some(Way::InPlace), ..CaptureOptions::new(&image) };
     let (captured, mapped, standing) = capture_for_transfer(qmp, options).unwrap();
     let standing = standing.unwrap();
@@ -218,7 +222,7 @@ fn memory_that_others_write_is_not_read_in_place() {
         let vm = launch.boot(identity("source"), &dir.path().join("source")).unwrap();
         let image = dir.path().join("image");
         let options = CaptureOptions { way: Some(Way::InPlace), ..CaptureOptions::new(&image) };
-        let qmp = Qmp::connect(vm.dir().join("user.sock"), Duration::from_secs(5)).unwrap();
+        let qmp = second_monitor(&vm);
         let error = capture_for_transfer(qmp, options).unwrap_err();
         let why = format!("its {outsider} writes to its memory from outside QEMU");
         assert!(error.to_string().contains(&why), "{error}");
@@ -233,7 +237,7 @@ fn a_vm_whose_image_cannot_be_mapped_runs_on() {
     let Some(mut vm) = source(dir.path()) else { return };
     let image = dir.path().join("image");
     for (way, resume) in [(Way::InPlace, true), (Way::InPlace, false), (Way::LiveStream, false)] {
-        let qmp = Qmp::connect(vm.dir().join("user.sock"), Duration::from_secs(5)).unwrap();
+        let qmp = second_monitor(&vm);
         let mut loses = |qmp: &mut Qmp| {
             assert!(qmp.execute("query-status", Value::Null).unwrap()["running"] == false);
             std::fs::remove_file(&image).unwrap();
@@ -269,7 +273,7 @@ fn a_file_that_is_not_the_vms_own_is_not_read() {
     File::create(&ram).unwrap().set_len(128 << 20).unwrap();
     for way in [Way::InPlace, Way::SharedRam] {
         let options = CaptureOptions { way: Some(way), ..CaptureOptions::new(&image) };
-        let qmp = Qmp::connect(vm.dir().join("user.sock"), Duration::from_secs(5)).unwrap();
+        let qmp = second_monitor(&vm);
         let error = capture_for_transfer(qmp, options).unwrap_err();
         assert!(error.to_string().contains("is not mapped by the process"), "{error}");
         assert!(!image.exists());
