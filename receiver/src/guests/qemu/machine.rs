@@ -6,6 +6,7 @@ use serde::Deserialize;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use tempfile::TempDir;
 use vmm::lazy::LazyImage;
 use vmm::qemu::emit::template_backend;
 use vmm::qemu::launch::make_overlay;
@@ -77,6 +78,22 @@ pub(super) struct Machine {
 impl Machine {
     /// Starts the machine once, to see what it is.
     pub(super) fn probe(config: &QemuMachine, dir: &Path) -> Result<Self, String> {
+        let (machine, vm, _probe) = Self::tried(config, dir)?;
+        vm.kill();
+        Ok(machine)
+    }
+
+    /// The same; that QEMU waits for whoever comes first.
+    pub(super) fn probe_and_keep(config: &QemuMachine, dir: &Path) -> Result<Self, String> {
+        let (machine, vm, probe) = Self::tried(config, dir)?;
+        // The QEMU has its folder from now on.
+        let _ = probe.keep();
+        machine.shelf.put(vm, machine.disk_seen());
+        Ok(machine)
+    }
+
+    /// A machine, the QEMU by which it was tried, and that one's folder.
+    fn tried(config: &QemuMachine, dir: &Path) -> Result<(Self, Vm, TempDir), String> {
         let named = |error: &dyn std::error::Error| format!("machine {}: {}", config.name, words(error));
         let probe = tempfile::Builder::new().prefix(".probe-").tempdir_in(dir);
         let probe = probe.map_err(|error| format!("cannot use {}: {error}", dir.display()))?;
@@ -88,14 +105,13 @@ impl Machine {
             // It says itself what is missing: a kernel without userfaultfd, or the right to use it.
             vm.qmp.set_capabilities(&[("postcopy-ram", true)]).map_err(|error| named(&error))?;
         }
-        vm.kill();
         let machine = Self { config: config.clone(), launch, fingerprint, shelf: Shelf::default() };
         machine.can_wait().map_err(|reason| format!("machine {}: warm: {reason}", config.name))?;
         if config.memory == MemoryKind::Shared {
             let shareable = machine.can_share();
             shareable.map_err(|reason| format!("machine {}: memory = \"shared\": {reason}", config.name))?;
         }
-        Ok(machine)
+        Ok((machine, vm, probe))
     }
 
     pub(super) fn name(&self) -> &str {

@@ -55,12 +55,20 @@ impl Qemus {
     /// # Errors
     /// In words: the machine, and what QEMU said.
     pub fn new(machines: &[QemuMachine], clones: &Path) -> Result<Self, String> {
+        Self::of(machines, clones, Machine::probe)
+    }
+
+    fn of(
+        machines: &[QemuMachine],
+        clones: &Path,
+        probe: fn(&QemuMachine, &Path) -> Result<Machine, String>,
+    ) -> Result<Self, String> {
         if machines.is_empty() {
             return Err("no machine is told: `--qemu FILE` has QEMU's arguments (docs/qemu.md)".into());
         }
         let places = Places::new(clones)?;
         waiting::sweep(places.root());
-        let probed = machines.iter().map(|machine| Machine::probe(machine, clones).map(Arc::new));
+        let probed = machines.iter().map(|machine| probe(machine, clones).map(Arc::new));
         Ok(Self { stock: None, machines: probed.collect::<Result<_, _>>()?, places, warm: Mutex::default() })
     }
 

@@ -1,6 +1,7 @@
 //! A captured VM runs once in one of these machines, to see what it touches first.
 
-use super::{Qemus, words};
+use super::machine::Machine;
+use super::{QemuMachine, Qemus, words};
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
@@ -10,6 +11,14 @@ use vmm::qemu::{DeviceState, rehearse};
 use vmm::uffd::WorkingSet;
 
 impl Qemus {
+    /// Machines for [`Qemus::rehearse`] alone, with files in `dir`: the QEMU by which each is tried waits for the first VM that fits it.
+    ///
+    /// # Errors
+    /// As [`Qemus::new`].
+    pub fn for_rehearsal(machines: &[QemuMachine], dir: &Path) -> Result<Self, String> {
+        Self::of(machines, dir, Machine::probe_and_keep)
+    }
+
     /// Runs the VM of this memory (a raw image on a tmpfs) and state for so long from its first instruction, in the first machine that
     /// can take it, on a disk overlay of its own. It is a clone like others: what its machine connects it to is its configuration's affair.
     ///
