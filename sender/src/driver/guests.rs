@@ -118,6 +118,7 @@ impl Transfer {
                     self.session.fail(host, error.to_string(), now);
                 } else {
                     self.guests.share_faults(host, &want, now);
+                    self.follow(&want);
                 }
                 None
             }

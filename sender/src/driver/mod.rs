@@ -16,6 +16,7 @@ mod offers;
 mod outcome;
 mod queue;
 mod steer;
+mod todo;
 mod transmit;
 
 pub use cancel::{CANCELLED, Vouch};
@@ -27,7 +28,7 @@ pub use outcome::{HostOutcome, Outcome, Progress};
 use crate::departure::{Pace, Told};
 use crate::encode::EncodedBlock;
 use crate::handover::journal::Journal;
-use crate::prepare::Prepared;
+use crate::prepare::{Prepared, STRIPE_CONTENTS, STRIPE_CONTENTS_WITH_GUESTS};
 use crate::session::{Phase, SegmentSpec, Session};
 use crate::window::Window;
 use cancel::Cancelling;
@@ -43,10 +44,10 @@ use offers::{channel_specs, offers};
 use queue::Queue;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+use todo::Todo;
 use transmit::Transmitter;
 use wire::control::ToHost;
 
@@ -62,6 +63,9 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 const HAPPENINGS_AT_ONCE: usize = 128;
 /// Batches sent between two looks at the other threads.
 const BATCHES_AT_ONCE: usize = 8;
+
+/// With guests, stripes handed to each thread: it has work, and what is next is decided late.
+const AHEAD_WITH_GUESTS: usize = 2;
 
 /// A running transfer.
 pub struct Transfer {
@@ -80,13 +84,14 @@ pub struct Transfer {
     stripe_segments: Vec<usize>,
     schedule: Schedule,
     /// Per segment: stripes not encoded yet.
-    todo: Vec<Range<usize>>,
+    todo: Vec<Todo>,
     /// Per channel: stripes being encoded.
     encoding: Vec<usize>,
     /// Per segment: the hosts that need it, which may be fewer than its channel has.
     needed_by: Vec<Vec<usize>>,
     /// Per host: encoded bytes that it needs.
     needed_bytes: Vec<u64>,
+    stripe_contents: usize,
     stripe_bytes: u64,
     again: Again,
     guests: Guests,
@@ -125,11 +130,13 @@ impl Transfer {
                 circle: circles.of_segment(scheduled.segment),
             })
             .collect();
+        let stripe_contents =
+            if config.guests.is_empty() { STRIPE_CONTENTS } else { STRIPE_CONTENTS_WITH_GUESTS };
         let (mut stripes, mut stripe_segments) = (Vec::new(), Vec::new());
         let (mut todo, mut needed_by) = (Vec::new(), Vec::new());
         for (position, scheduled) in schedule.segments.iter().enumerate() {
-            let more = prepared.stripes(scheduled.segment);
-            todo.push(stripes.len()..stripes.len() + more.len());
+            let more = prepared.stripes_of(scheduled.segment, stripe_contents);
+            todo.push(Todo::new(stripes.len()..stripes.len() + more.len()));
             let needing = prepared.segments[scheduled.segment].hosts.iter().map(usize::from);
             let members = &schedule.channels[scheduled.channel].hosts;
             needed_by.push(needing.filter(|host| members.contains(host)).collect());
@@ -183,7 +190,8 @@ impl Transfer {
             todo,
             needed_by,
             needed_bytes: vec![0; hosts],
-            stripe_bytes: scaled((crate::prepare::STRIPE_CONTENTS * pages::PAGE_SIZE) as u64, ratio),
+            stripe_contents,
+            stripe_bytes: scaled((stripe_contents * pages::PAGE_SIZE) as u64, ratio),
             again: Again::default(),
             start,
             complete_at: vec![None; hosts],
@@ -315,7 +323,8 @@ impl Transfer {
         if !self.config.guests.is_empty() {
             self.session.announce_now();
         }
-        if self.stripe_segments.get(stripe + 1) != Some(&segment) {
+        self.todo[segment].end();
+        if self.todo[segment].is_done() {
             self.session.handle_segment_encoded(segment);
         }
     }
@@ -331,7 +340,7 @@ impl Transfer {
             false => self.todo.len(),
         };
         while let Some(segment) = (0..end).find(|segment| self.wants(*segment)) {
-            if let Some(stripe) = self.todo[segment].next() {
+            if let Some(stripe) = self.todo[segment].begin() {
                 self.encoders.start_on(stripe);
                 self.encoding[self.schedule.segments[segment].channel] += 1;
             }
@@ -339,12 +348,15 @@ impl Transfer {
     }
 
     fn wants(&self, segment: usize) -> bool {
-        if self.todo[segment].is_empty() {
+        if self.todo[segment].is_begun() {
             return false;
         }
         let pending = |stripes: usize| stripes as u64 * self.stripe_bytes;
         let channel = self.schedule.segments[segment].channel;
         let all = self.encoding.iter().sum();
+        if !self.config.guests.is_empty() && all >= self.config.threads * AHEAD_WITH_GUESTS {
+            return false;
+        }
         self.session.wants_blocks(segment, pending(self.encoding[channel]), pending(all))
     }
 
