@@ -14,8 +14,9 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
 PATIENCE_S = 180
 CHILDREN = []
-# Of scatter: from a capture that was rehearsed; from a capture; from the running source, whose working set an earlier rehearsal told; from the running source.
-OURS = ("rehearsed", "captured", "known", "running")
+# Of scatter: from a capture that was rehearsed; from a capture; from the running source, whose working set an earlier rehearsal told; from the
+# running source, rehearsed by the command itself; from the running source.
+OURS = ("rehearsed", "captured", "known", "tried", "running")
 
 
 def machine_and_commit():
@@ -204,7 +205,7 @@ def receivers(args, net, base, machine, vms):
 
 
 def scatter(args, net, work, source, captured, name):
-    """By scatter: from a captured image or from the running source, each with what a rehearsal of the capture touched first or without."""
+    """By scatter: from a captured image or from the running source, each with what a rehearsal touched first or without."""
     binary = os.path.abspath(args.scatter)
     hosts = range(1, args.hosts + 1)
     base = tempfile.mkdtemp(prefix="s", dir=work)
@@ -218,7 +219,8 @@ def scatter(args, net, work, source, captured, name):
     before, traffic, start = net.sent(), net.traffic(), time.monotonic()
     log = open(f"{base}/send.log", "w")
     sender = spawn(net.exec(0, binary, "clone", "--group", "plan.json", "--keys", "keys/src", "--interface", "e0", "--rate",
-                            f"{args.mbit * 96 // 100}M", "--report", "report.json"), cwd=base, stdout=log, stderr=log)
+                            f"{args.mbit * 96 // 100}M", "--report", "report.json",
+                            *(["--rehearse", f"{work}/machine.json"] if name == "tried" else [])), cwd=base, stdout=log, stderr=log)
     directories = [f"{base}/c{n}/golden-h{n}-{k}" for n in hosts for k in range(1, args.clones // args.hosts + 1)]
 
     def alive():
@@ -240,7 +242,7 @@ def scatter(args, net, work, source, captured, name):
             "encoded_bytes": network["encoded_bytes"], "prepare_s": report["times"]["prepare_s"],
             "first_instruction_last_s": clones["first_instruction_last_s"], "pages_answered": clones["pages_answered"],
             "faults": {of: clones[f"faults_{of}"] for of in ("here", "block", "sender")},
-            "captures": report.get("captures", []), "encoding": report["settings"]["encoding"], "how": clones["clones"][0]["how"]}
+            "captures": report.get("captures", []), "rehearsals": clones.get("rehearsals", []), "encoding": report["settings"]["encoding"], "how": clones["clones"][0]["how"]}
 
 
 def stock(args, net, work, source, qmp, multifd):

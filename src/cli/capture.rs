@@ -2,6 +2,7 @@
 
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// How VMs that run are captured.
 #[derive(Args, Clone, Default, Debug)]
@@ -32,4 +33,24 @@ pub(crate) enum WayChoice {
     SharedRamInPlace,
     /// By a file that QEMU writes (9.0 or newer)
     MappedRam,
+}
+
+/// A VM under QEMU runs once where it was captured, to see what its clones will touch first.
+#[derive(Args, Clone, Default, Debug)]
+pub(crate) struct Rehearse {
+    /// VMs under QEMU: runs each once, here, in a machine of this file (as `receive --qemu` takes it), to see what it touches first:
+    /// clones get that at their start, before all else. It is a clone like others: mind what network its machine gives it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) rehearse: Option<PathBuf>,
+    /// For how long it runs then, from its first instruction, in ms of its CPUs' time; by the clock at most four times that. Default:
+    /// 300 for `capture`, 80 for `clone`, which waits for it
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..=60_000), requires = "rehearse")]
+    rehearse_for: Option<u64>,
+}
+
+impl Rehearse {
+    /// For how long; in ms, if nothing was said.
+    pub(crate) fn time(&self, default_ms: u64) -> Duration {
+        Duration::from_millis(self.rehearse_for.unwrap_or(default_ms))
+    }
 }

@@ -1,7 +1,7 @@
 //! The flags of `clone` and `microvm`.
 
 use super::args::Send;
-use super::capture::How;
+use super::capture::{How, Rehearse};
 use super::parse;
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 The plan's VMs that are to be started have `launch`; how many clones of each start on a host is told by `instances`:
   \"vms\": [{\"name\": \"golden\", \"image\": \"golden.mem\", \"memory_mib\": 64, \"to\": {\"clones\": 32}, \"clones_per_host\": 4,
            \"launch\": {\"kind\": \"microvm\", \"attachments\": {\"state\": \"golden.state\"}}}]
-`launch` may also name a `working_set`: a file of pages in the order in which a guest first touched them, as `scatter microvm` and
-`--record` write it. Its contents are sent before everything else.
+`launch` may also name a `working_set`: a file of pages in the order in which a guest first touched them, as `scatter microvm`,
+`scatter capture --rehearse` and `--record` write it. Its contents are sent before everything else. --rehearse finds it out now.
 A VM's image may be qmp:SOCKET, a QEMU that runs: it is captured, and goes on. With its RAM in a shared file it may stand in place of that,
 until all clones have it (--way shared-ram-in-place); if this is killed (kill -9) meanwhile, `cont` in its monitor lets it run.
 Each host must allow the kind: scatter receive --launch microvm. Device state goes out first; a clone's page faults are answered
@@ -26,7 +26,8 @@ Examples:
   scatter clone --group plan.json --json | jq 'select(.event == \"clone\")'
   scatter clone --group plan.json --report clones.json
   scatter clone --group plan.json --record . --start at-once --pre-paging off
-  scatter clone --group plan.json --from golden=/run/golden.sock")]
+  scatter clone --group plan.json --from golden=/run/golden.sock
+  scatter clone --group plan.json --rehearse machines.toml      # a VM under QEMU that runs")]
 pub(crate) struct Clone {
     /// As `scatter send`
     #[command(flatten)]
@@ -51,6 +52,9 @@ pub(crate) struct Clone {
     /// VMs under QEMU that run
     #[command(flatten)]
     pub(crate) capture: How,
+    /// Their first touches
+    #[command(flatten)]
+    pub(crate) rehearse: Rehearse,
     /// Where the memory of VMs that run is put while it is sent; best on a tmpfs
     #[arg(long, value_name = "DIR", default_value = "/dev/shm")]
     pub(crate) capture_dir: PathBuf,
@@ -107,13 +111,9 @@ pub(crate) struct Capture {
     /// Only what changed since the VM's last snapshot, whose memory this is, is written by the hypervisor (Firecracker)
     #[arg(long, value_name = "MEMORY")]
     pub(crate) base: Option<PathBuf>,
-    /// QEMU: runs the snapshot once, in a machine of this file (as `receive --qemu` takes it), and writes what it touches first:
-    /// clones get that at their start, before all else. It is a clone like others: mind what network its machine gives it
-    #[arg(long, value_name = "FILE")]
-    pub(crate) rehearse: Option<PathBuf>,
-    /// For how long it runs then, from its first instruction, in ms of its CPUs' time; by the clock at most four times that
-    #[arg(long, value_name = "MS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=60_000))]
-    pub(crate) rehearse_for: u64,
+    /// Its first touches
+    #[command(flatten)]
+    pub(crate) rehearse: Rehearse,
     /// QEMU
     #[command(flatten)]
     pub(crate) how: How,

@@ -20,6 +20,8 @@ use vmm::{cloud_hypervisor, firecracker};
 pub(super) const MEMORY: &str = "memory";
 const LAUNCH: &str = "launch.json";
 const WORKING_SET: &str = "working-set";
+/// A rehearsal's time, of its CPUs: nobody waits for it.
+const REHEARSE_MS: u64 = 300;
 
 /// A snapshot: its memory is `memory` in the folder, and each attachment a file by its own name.
 struct Taken {
@@ -35,12 +37,13 @@ pub(crate) fn run(args: &Capture) -> Outcome {
     if args.base.is_some() && args.kind != CaptureKind::Firecracker {
         return Err(Failure::new(Exit::Usage, "--base: only Firecracker has snapshots of what changed"));
     }
-    if args.rehearse.is_some() && args.kind != CaptureKind::Qemu {
+    if args.rehearse.rehearse.is_some() && args.kind != CaptureKind::Qemu {
         return Err(Failure::new(Exit::Usage, "--rehearse: only snapshots of QEMU are tried so"));
     }
     let taken = take(args.kind, &args.socket, &dir, args.base.as_deref(), &args.how)?;
-    let working_set = args.rehearse.as_deref();
-    let working_set = working_set.map(|machines| rehearse(&dir, machines, args.rehearse_for)).transpose()?;
+    let machines = args.rehearse.rehearse.as_deref();
+    let time = args.rehearse.time(REHEARSE_MS);
+    let working_set = machines.map(|machines| rehearse(&dir, machines, time)).transpose()?;
     let path = |name: &&str| ((*name).to_owned(), dir.join(name).display().to_string());
     let launch = Launch {
         kind: args.kind.name(),
@@ -146,15 +149,15 @@ fn of_qemu(source: &Path, dir: &Path, how: &How) -> Outcome<Taken> {
 }
 
 /// Runs a snapshot of QEMU's once, and writes the pages that it touches first.
-fn rehearse(dir: &Path, machines: &Path, ms: u64) -> Outcome<PathBuf> {
+fn rehearse(dir: &Path, machines: &Path, time: Duration) -> Outcome<PathBuf> {
     let start = Instant::now();
     let failed = |reason: String| Failure::new(Exit::System, format!("--rehearse: {reason}"));
     let machines = super::launchers::machines(&[machines.to_owned()])?;
     let own = tempfile::Builder::new().prefix(".rehearsal-").tempdir_in(dir).or_exit(Exit::Input)?;
     let state = std::fs::read(dir.join(qemu_capture::STATE)).or_exit(Exit::Input)?;
     let state = DeviceState::decode(&state).or_exit(Exit::Internal)?;
-    let qemus = Qemus::new(&machines, own.path()).map_err(failed)?;
-    let set = qemus.rehearse(&dir.join(MEMORY), state, Duration::from_millis(ms)).map_err(failed)?;
+    let qemus = Qemus::for_rehearsal(&machines, own.path()).map_err(failed)?;
+    let set = qemus.rehearse(&dir.join(MEMORY), state, time).map_err(failed)?;
     let path = dir.join(WORKING_SET);
     std::fs::write(&path, set.to_bytes())
         .with_context(|| format!("cannot write {}", path.display()))

@@ -49,8 +49,23 @@ pub(crate) struct ClonesReport {
     pub(crate) blocks_hastened: u64,
     /// Encoded bytes of all answers.
     pub(crate) answer_bytes: u64,
+    /// VMs that ran once at the sender before their clones.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) rehearsals: Vec<RehearsalReport>,
     /// Each clone.
     pub(crate) clones: Vec<CloneReport>,
+}
+
+/// A VM that ran once at the sender, to see what its clones will touch first.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RehearsalReport {
+    /// Its name.
+    pub(crate) vm: String,
+    /// Pages that it touched.
+    pub(crate) pages: u64,
+    /// How long it took, beside reading and merging.
+    pub(crate) total_s: f64,
 }
 
 /// A VM that was captured.
@@ -141,6 +156,13 @@ pub(crate) struct CloneReport {
 
 /// As text.
 pub(super) fn text(out: &mut String, clones: &ClonesReport) {
+    for RehearsalReport { vm, pages, total_s } in &clones.rehearsals {
+        let _ = writeln!(
+            out,
+            "\n{vm} rehearsed in {}: its clones were given {pages} pages at their start",
+            time(*total_s)
+        );
+    }
     let seconds = |at: Option<f64>| at.map_or("–".to_owned(), time);
     let _ = writeln!(
         out,

@@ -6,7 +6,7 @@ mod departures;
 mod html;
 mod text;
 
-pub(crate) use clones::{CaptureReport, CloneReport, ClonesReport, capture_words};
+pub(crate) use clones::{CaptureReport, CloneReport, ClonesReport, RehearsalReport, capture_words};
 pub(crate) use departures::DepartureReport;
 pub(crate) use html::page;
 pub(crate) use text::text;

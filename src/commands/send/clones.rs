@@ -6,7 +6,7 @@ use crate::cli::clones::{Clone, PrePaging, StartWhen};
 use crate::cli::exit::{Coded, Exit, Failure, Outcome};
 use crate::commands::qemu_capture::STATE;
 use crate::images;
-use crate::report::{CloneReport, ClonesReport};
+use crate::report::{CloneReport, ClonesReport, RehearsalReport};
 use crate::units::float;
 use anyhow::Context;
 use pages::PageSource;
@@ -117,7 +117,7 @@ pub(super) fn record(args: &Clone, plan: &Plan, sent: &Sent) -> Outcome<()> {
     for (vm, faults) in &outcome.first_faults {
         let planned = &plan.vms[usize::from(*vm)];
         let page_count = sent.page_count(*vm);
-        let mut pages = working_set(args, planned, page_count)?;
+        let mut pages = sent.working_sets.get(vm).cloned().unwrap_or_default();
         pages.extend(faults);
         let path = dir.join(format!("{}.working-set", planned.name));
         std::fs::write(&path, WorkingSet::of(page_count, &pages).to_bytes())
@@ -128,7 +128,12 @@ pub(super) fn record(args: &Clone, plan: &Plan, sent: &Sent) -> Outcome<()> {
 }
 
 /// What became of the clones; times from the start of the command, `prepare` before the transfer included.
-pub(super) fn report(plan: &Plan, outcome: &driver::Outcome, prepare: Duration) -> Option<ClonesReport> {
+pub(super) fn report(
+    plan: &Plan,
+    outcome: &driver::Outcome,
+    prepare: Duration,
+    rehearsals: Vec<RehearsalReport>,
+) -> Option<ClonesReport> {
     let all: Vec<&CloneOutcome> = outcome.clones.all().iter().filter(|clone| !clone.leaves).collect();
     if all.is_empty() {
         return None;
@@ -177,6 +182,7 @@ pub(super) fn report(plan: &Plan, outcome: &driver::Outcome, prepare: Duration) 
         pages_late: outcome.pages.late,
         blocks_hastened: outcome.stats.hastened_blocks,
         answer_bytes: outcome.pages.bytes,
+        rehearsals,
         clones: all.into_iter().map(clone).collect(),
     })
 }

@@ -5,6 +5,7 @@ mod display;
 pub(crate) mod leave;
 mod outcome;
 mod reach;
+mod rehearsal;
 mod residents;
 mod schedule;
 mod sources;
@@ -17,7 +18,7 @@ use crate::cli::exit::{Coded, Exit, Failure, Outcome};
 use crate::cli::parse::EncodingChoice;
 use crate::commands::{read_plan, threads};
 use crate::images::Sample;
-use crate::report::{Settings, TransferReport};
+use crate::report::{RehearsalReport, Settings, TransferReport};
 use crate::{images, interrupt, units};
 use display::Display;
 use leave::Leave;
@@ -76,13 +77,13 @@ fn send(args: &Send, launch: Option<&Clone>) -> Outcome {
         Some(leave) => Sources::leaving(leave.images.clone()),
         None => sources::open(&plan, &args.group, launch)?,
     };
-    let guests = match &leave {
+    let mut guests = match &leave {
         Some(leave) => leave.guests.clone(),
         None => launch.map_or(Ok(Vec::new()), |args| clones::guests(&plan, args, &sources))?,
     };
     let threads = threads(args.threads);
-    let Load { prepared, schedule, encode } =
-        load(args, &plan, &reach, &sources, &guests, threads, &display)?;
+    let Load { prepared, schedule, encode, rehearsals } =
+        load(args, &plan, &reach, &mut sources, &mut guests, threads, &display)?;
     let settings = settings(args, &reach, &encode, threads);
     let prepare = start.elapsed();
     display.prepared(&prepared, &settings, prepare);
@@ -92,6 +93,7 @@ fn send(args: &Send, launch: Option<&Clone>) -> Outcome {
     if interrupt.load(Ordering::Relaxed) {
         return Err(Failure::new(Exit::Interrupted, "interrupted before anything was sent"));
     }
+    let working_sets = guests.iter().map(|guest| (guest.vm, guest.working_set.clone())).collect();
     let config = TransferConfig {
         name: plan.name.clone(),
         hosts: targets(&plan, &reach.addresses),
@@ -108,6 +110,7 @@ fn send(args: &Send, launch: Option<&Clone>) -> Outcome {
     };
     let mut sent = Sent::new(&plan, &prepared, &schedule, settings, prepare);
     sent.captures.clone_from(&sources.captures);
+    (sent.rehearsals, sent.working_sets) = (rehearsals, working_sets);
     // What running VMs change goes elsewhere, and their images with the last of them.
     let watched = if leave.is_some() { &[][..] } else { &sources.images[..] };
     let others = Others { watched, leave: leave.take(), under_way, vouch: sources.standing.vouch() };
@@ -127,20 +130,22 @@ struct Load {
     prepared: Arc<Prepared>,
     schedule: Schedule,
     encode: EncodePlan,
+    rehearsals: Vec<RehearsalReport>,
 }
 
-/// Reads and merges all memory, and leaves out what hosts have already.
+/// Reads and merges all memory, and leaves out what hosts have already; VMs are rehearsed beside it, if they are to be.
 fn load(
     args: &Send,
     plan: &Plan,
     reach: &Reach,
-    sources: &Sources,
-    guests: &[GuestInput],
+    sources: &mut Sources,
+    guests: &mut [GuestInput],
     threads: usize,
     display: &Display,
 ) -> Outcome<Load> {
+    let rehearsal = sources.stage.take().map(|stage| stage.begin(plan, guests, sources)).transpose()?;
     display.reading(&sources.images);
-    let mut prepared = Prepared::new(vm_inputs(plan, &sources.images), threads);
+    let mut prepared = merge(vm_inputs(plan, &sources.images), threads, rehearsal.is_some());
     residents::leave_out(plan, &mut prepared, &reach.addresses, &reach.identity, threads, display)?;
     images::check_unchanged(&sources.images)?;
     sources.standing.check()?;
@@ -150,11 +155,28 @@ fn load(
     let rate_bps = expected_rate(&args.rate.0, plan);
     let (encoding, ratio) = images::encoding_for(&costs, forced, rate_bps, threads);
     let mut schedule = schedule::schedule(plan, &reach.pool, &weights(&prepared, ratio), rate_bps);
+    let rehearsals = rehearsal.map_or(Ok(Vec::new()), |rehearsal| rehearsal.end(guests))?;
     let working_sets: Vec<(VmId, &[u32])> =
         guests.iter().map(|guest| (VmId(guest.vm), guest.working_set.as_slice())).collect();
     schedule.put_first(&prepared.put_first(&working_sets));
     let encode = EncodePlan::new(encoding, ratio, reach.symbol);
-    Ok(Load { prepared: Arc::new(prepared), schedule, encode })
+    Ok(Load { prepared: Arc::new(prepared), schedule, encode, rehearsals })
+}
+
+/// Reads and merges. `yields`: a VM runs meanwhile for whose end hosts wait, so that it goes first.
+fn merge(vms: Vec<VmInput>, threads: usize, yields: bool) -> Prepared {
+    if !yields {
+        return Prepared::new(vms, threads);
+    }
+    // On a thread of its own, as it is less urgent until it ends.
+    let merged = std::thread::scope(|scope| {
+        let merge = scope.spawn(|| {
+            usage::priority::yield_to_guests();
+            Prepared::new(vms, threads)
+        });
+        merge.join()
+    });
+    merged.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 /// What is looked at while a transfer runs.

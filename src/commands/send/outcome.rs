@@ -1,8 +1,8 @@
 //! What a transfer did, gathered for its report.
 
 use crate::report::{
-    CaptureReport, ClassReport, Cost, DepartureReport, HostFigures, HostReport, Network, SegmentReport,
-    Settings, Times, TransferReport, VmReport,
+    CaptureReport, ClassReport, Cost, DepartureReport, HostFigures, HostReport, Network, RehearsalReport,
+    SegmentReport, Settings, Times, TransferReport, VmReport,
 };
 use crate::units;
 use pages::merge::{ClassCount, ClassCounts};
@@ -10,6 +10,7 @@ use planner::Plan;
 use sender::driver::{self, DepartureOutcome, HostOutcome, Schedule};
 use sender::prepare::Prepared;
 use sender::session::Phase;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use wire::control::HostStats;
@@ -29,6 +30,9 @@ pub(super) struct Sent<'a> {
     pub(super) started_at: SystemTime,
     pub(super) outcome: Option<driver::Outcome>,
     pub(super) captures: Vec<CaptureReport>,
+    pub(super) rehearsals: Vec<RehearsalReport>,
+    /// What clones were given first, by VM.
+    pub(super) working_sets: BTreeMap<u16, Vec<u32>>,
 }
 
 impl<'a> Sent<'a> {
@@ -50,6 +54,8 @@ impl<'a> Sent<'a> {
             started_at,
             outcome,
             captures: Vec::new(),
+            rehearsals: Vec::new(),
+            working_sets: BTreeMap::new(),
         }
     }
 
@@ -93,7 +99,12 @@ impl<'a> Sent<'a> {
             started_unix_s: self.started_at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
             vms: self.vms(),
             captures: self.captures.clone(),
-            clones: super::clones::report(self.plan, &outcome, self.prepare),
+            clones: super::clones::report(
+                self.plan,
+                &outcome,
+                self.prepare,
+                std::mem::take(&mut self.rehearsals),
+            ),
             departures: self.departures(&outcome),
             classes: self.classes(),
             delivered_bytes,

@@ -1,5 +1,6 @@
 //! Where the memory of a plan's VMs is read: files, VMs that run, files that have the device state with them.
 
+use super::rehearsal::Stage;
 use super::standing::StandingVms;
 use crate::cli::clones::Clone as CloneArgs;
 use crate::cli::exit::{Coded, Exit, Failure, Outcome};
@@ -22,6 +23,8 @@ pub(super) struct Sources {
     pub(super) captures: Vec<CaptureReport>,
     /// VMs whose memory is read in place.
     pub(super) standing: StandingVms,
+    /// Where they are to be tried.
+    pub(super) stage: Option<Stage>,
     /// Captured memory; gone when the transfer is.
     _dir: Option<TempDir>,
 }
@@ -30,13 +33,15 @@ impl Sources {
     /// Memory of VMs that leave, as it was first seen.
     pub(super) fn leaving(images: Vec<Arc<MappedImage>>) -> Self {
         let states = vec![None; images.len()];
-        Self { images, states, captures: Vec::new(), standing: StandingVms::default(), _dir: None }
+        let (captures, standing) = (Vec::new(), StandingVms::default());
+        Self { images, states, captures, standing, stage: None, _dir: None }
     }
 }
 
 /// Opens the images, and captures what is to be captured if this is a clone.
 pub(super) fn open(plan: &Plan, file: &Path, clone: Option<&CloneArgs>) -> Outcome<Sources> {
     let mut sources = Sources::leaving(Vec::new());
+    sources.stage = clone.map_or(Ok(None), Stage::prepare)?;
     for (number, vm) in plan.vms.iter().enumerate() {
         let taken = match clone {
             Some(args) if is_taken(vm) => take(vm, file, args, number, &mut sources._dir)?,

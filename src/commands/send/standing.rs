@@ -28,6 +28,10 @@ impl StandingVms {
         self.0.push(StandingVm { name: name.to_owned(), capture, standing });
     }
 
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.0.iter().any(|vm| vm.name == name)
+    }
+
     /// What a transfer asks before it tells a host of pages.
     pub(super) fn vouch(&self) -> Option<Vouch> {
         let watched: Vec<_> = self.0.iter().map(|vm| (vm.name.clone(), vm.standing.watch())).collect();

@@ -5,6 +5,7 @@ mod guest;
 mod in_place;
 mod kvm;
 mod libvirt;
+mod rehearse;
 mod sources;
 
 pub(crate) use guest::{BOOT_WITHIN, Machine, Sweep, linux, ring_three, ticks, wait_for_ticks};

@@ -1,0 +1,85 @@
+//! VMs that run once where they were captured, so that their clones are given what they will touch first.
+
+use super::{Qemus, linux, say, ticks, wait_for_ticks};
+use crate::fleet::PATIENCE;
+use serde_json::{Value, json};
+use std::fs;
+
+/// A machine for rehearsals: the hosts' own, whose files are removed with its folder.
+const REHEARSE: [&str; 2] = ["--rehearse", "machine.json"];
+
+/// What the last transfer tells of its rehearsal: the VM, and how many pages it touched.
+fn rehearsed(report: &Value) -> (&str, u64) {
+    let told = &report["clones"]["rehearsals"];
+    assert_eq!(told.as_array().map(Vec::len), Some(1), "{told}");
+    (told[0]["vm"].as_str().expect("a name"), told[0]["pages"].as_u64().expect("a number"))
+}
+
+#[test]
+fn clones_of_a_running_vm_are_given_what_it_touched_in_a_rehearsal() {
+    const TEST: &str = "clones_of_a_running_vm_are_given_what_it_touched_in_a_rehearsal";
+    let Some(machine) = linux(TEST, 128, 16) else { return };
+    let Some(mut qemus) = Qemus::new(TEST, 2, machine) else { return };
+    qemus.start_receivers();
+    let plan = qemus.plan(1);
+    fs::create_dir(qemus.fleet.dir().join("captures")).expect("a directory");
+    let args = ["--rate", "500M", "--capture-dir", "captures", "--record", "."];
+    let sent = qemus.fleet.transfer("clone", &plan, &[&args[..], &REHEARSE].concat()).finish().ok();
+    say("2 clones, rehearsed", &sent.report);
+    let (vm, pages) = rehearsed(&sent.report);
+    assert!(vm == "golden" && pages > 100, "{pages} pages of {vm}");
+    assert!(
+        sent.said.contains(&format!("its clones were given {pages} pages at their start")),
+        "{}",
+        sent.said
+    );
+    assert_eq!(sent.report["clones"]["running"], 2, "{}", sent.said);
+    qemus.check_guests(1);
+    let left = fs::read_dir(qemus.fleet.dir().join("captures")).expect("a directory").count();
+    assert_eq!(left, 0, "neither memory nor a rehearsal's files stay");
+    let recorded = fs::metadata(qemus.fleet.dir().join("golden.working-set")).expect("a working set").len();
+    assert!(recorded >= pages * 4, "{recorded} bytes for {pages} pages and those that were missed");
+
+    // A snapshot of before does as well, and so does what its own rehearsal wrote.
+    qemus.fleet.scatter(&[&["capture", "qemu", "source/user.sock", "golden"], &REHEARSE[..]].concat());
+    let launch = fs::read_to_string(qemus.fleet.dir().join("golden/launch.json")).expect("what a plan needs");
+    let launch: Value = serde_json::from_str(&launch).expect("JSON");
+    let set = launch["working_set"].as_str().expect("its working set");
+    assert!(fs::metadata(set).expect("written").len() > 100 * 4);
+    for args in [&REHEARSE[..], &[]] {
+        qemus.start_receivers();
+        let plan = qemus.plan_of(1, "golden/memory", &launch);
+        let sent = qemus.fleet.transfer("clone", &plan, &[&["--rate", "500M"], args].concat()).finish().ok();
+        assert_eq!(sent.report["clones"]["rehearsals"].as_array().map_or(0, Vec::len), args.len() / 2);
+        qemus.check_guests(1);
+    }
+}
+
+#[test]
+fn what_cannot_be_rehearsed_is_refused_before_anything_is_sent() {
+    const TEST: &str = "what_cannot_be_rehearsed_is_refused_before_anything_is_sent";
+    let Some(machine) = linux(TEST, 96, 8) else { return };
+    let Some(mut qemus) = Qemus::new(TEST, 1, machine) else { return };
+    qemus.start_receivers();
+    let plan = qemus.plan(1);
+    let smaller = machine_with(&qemus, 64);
+    fs::write(qemus.fleet.dir().join("smaller.json"), smaller.to_string()).expect("written");
+    let mut refused = |code, args: &[&str], words: &str| {
+        let sent = qemus.fleet.transfer("clone", &plan, args).finish();
+        assert!(sent.code == Some(code) && sent.said.contains(words), "{:?}: {}", sent.code, sent.said);
+    };
+    refused(2, &[&REHEARSE[..], &["--pre-paging", "off"]].concat(), "--pre-paging does not have sent");
+    refused(2, &[&REHEARSE[..], &["--way", "shared-ram-in-place"]].concat(), "--way shared-ram copies it");
+    refused(8, &["--rehearse", "smaller.json"], "--rehearse: VM golden: machine smaller: ");
+    refused(3, &["--rehearse", "none.json"], "cannot read none.json");
+    // The source went on each time.
+    wait_for_ticks(qemus.source_dir(), ticks(qemus.source_dir()) + 3, PATIENCE);
+}
+
+/// The source's machine with another amount of memory.
+fn machine_with(qemus: &Qemus, mib: u32) -> Value {
+    let mut args = qemus.machine.launch.args.clone();
+    let at = args.iter().position(|arg| arg == "-m").expect("memory");
+    args[at + 1] = mib.to_string();
+    json!({"qemu": [{"name": "smaller", "args": args}]})
+}
