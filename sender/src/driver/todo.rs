@@ -1,12 +1,51 @@
 //! Stripes that are still to be encoded, and which of them is next: guests that run decide, as what they touch next stands near to what they
 //! touched last.
 
-use super::Transfer;
+use super::encoders::scaled;
+use super::{Schedule, Transfer, TransferConfig};
+use crate::prepare::{Prepared, STRIPE_CONTENTS, STRIPE_CONTENTS_WITH_GUESTS, Stripe};
 use pages::merge::PageIdentity;
 use pages::{Pfn, VmId};
 use std::collections::BTreeSet;
 use std::ops::Range;
 use wire::control::Want;
+
+/// The stripes of a schedule's segments, which are named by their places there.
+pub(super) struct Stripes {
+    /// By stripe.
+    segments: Vec<usize>,
+    /// By segment.
+    pub(super) todo: Vec<Todo>,
+    /// Contents in each.
+    contents: usize,
+    /// Encoded bytes of each, about.
+    pub(super) bytes: u64,
+}
+
+impl Stripes {
+    /// The stripes, and what is kept of them.
+    pub(super) fn cut(
+        prepared: &Prepared,
+        schedule: &Schedule,
+        config: &TransferConfig,
+    ) -> (Vec<Stripe>, Self) {
+        let contents = if config.guests.is_empty() { STRIPE_CONTENTS } else { STRIPE_CONTENTS_WITH_GUESTS };
+        let (mut all, mut segments, mut todo) = (Vec::new(), Vec::new(), Vec::new());
+        for (position, scheduled) in schedule.segments.iter().enumerate() {
+            let more = prepared.stripes_of(scheduled.segment, contents);
+            todo.push(Todo::new(all.len()..all.len() + more.len()));
+            segments.extend(std::iter::repeat_n(position, more.len()));
+            all.extend(more);
+        }
+        let bytes = scaled((contents * pages::PAGE_SIZE) as u64, config.encode.ratio);
+        (all, Self { segments, todo, contents, bytes })
+    }
+
+    /// The segment that a stripe is part of.
+    pub(super) fn segment_of(&self, stripe: usize) -> usize {
+        self.segments[stripe]
+    }
+}
 
 /// Those of one segment.
 pub(super) struct Todo {
@@ -21,7 +60,7 @@ pub(super) struct Todo {
 }
 
 impl Todo {
-    pub(super) fn new(stripes: Range<usize>) -> Self {
+    fn new(stripes: Range<usize>) -> Self {
         Self { first: stripes.start, focus: stripes.start, rest: stripes.collect(), under_way: 0 }
     }
 
@@ -62,11 +101,11 @@ impl Transfer {
         let Some(PageIdentity::Content(id)) = self.prepared.index.identity(VmId(want.vm), Pfn(*page)) else {
             return;
         };
-        let scheduled = self.schedule.segments.iter().zip(&mut self.todo);
+        let scheduled = self.schedule.segments.iter().zip(&mut self.stripes.todo);
         // Working sets stand in an order of their own, and are all begun.
         for (scheduled, todo) in scheduled.skip(self.schedule.first).filter(|(_, todo)| !todo.is_begun()) {
             if let Ok(at) = self.prepared.segments[scheduled.segment].contents.binary_search(&id) {
-                todo.go_on_at(at / self.stripe_contents);
+                todo.go_on_at(at / self.stripes.contents);
             }
         }
     }
