@@ -30,6 +30,8 @@ pub struct GuestInput {
     pub working_set: Vec<u32>,
     /// What hosts ask for beside faults, and when clones start.
     pub paging: Paging,
+    /// Bulk data wait until its clones have run for so long: they wait for no page then, but need the CPUs of their hosts.
+    pub settle: Duration,
 }
 
 /// Why a guest cannot be offered.

@@ -61,7 +61,7 @@ impl Guests {
                 true => vec![None; prepared.index.content_count() as usize],
                 false => Vec::new(),
             },
-            go_first: GoFirst::new(config.hosts.len(), expected_bytes),
+            go_first: GoFirst::new(config.hosts.len(), expected_bytes, guests),
         }
     }
 }
