@@ -11,6 +11,7 @@ mod commands;
 mod images;
 mod interrupt;
 mod report;
+mod scratch;
 mod units;
 
 use clap::Parser;

@@ -141,6 +141,9 @@ impl Lives {
             Standing::Orphaned(orphan) if orphan.live.is_outdated(offer.session) => None,
             Standing::Orphaned(mut orphan) if same(&orphan.live) => {
                 orphan.live.session = offer.session;
+                if let Some(guests) = &mut orphan.live.guests {
+                    guests.take_up(&offer.guests);
+                }
                 Some(Ok(orphan.live))
             }
             standing => {

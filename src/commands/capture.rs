@@ -4,13 +4,15 @@ use super::qemu_capture;
 use crate::cli::capture::How;
 use crate::cli::clones::{Capture, CaptureKind};
 use crate::cli::exit::{Coded, Exit, Failure, Outcome};
-use crate::{images, units};
+use crate::scratch::on_tmpfs;
+use crate::{images, interrupt, units};
 use anyhow::Context;
 use clap::ValueEnum;
 use planner::{Launch, Plan};
 use receiver::guests::Qemus;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use vmm::firecracker::SnapshotKind;
 use vmm::qemu::DeviceState;
@@ -39,6 +41,9 @@ pub(crate) fn run(args: &Capture) -> Outcome {
     }
     if args.rehearse.rehearse.is_some() && args.kind != CaptureKind::Qemu {
         return Err(Failure::new(Exit::Usage, "--rehearse: only snapshots of QEMU are tried so"));
+    }
+    if args.rehearse.rehearse.is_some() {
+        on_tmpfs("--rehearse", &dir, "give another DIR, as /dev/shm/NAME")?;
     }
     let taken = take(args.kind, &args.socket, &dir, args.base.as_deref(), &args.how)?;
     let machines = args.rehearse.rehearse.as_deref();
@@ -157,7 +162,14 @@ fn rehearse(dir: &Path, machines: &Path, time: Duration) -> Outcome<PathBuf> {
     let state = std::fs::read(dir.join(qemu_capture::STATE)).or_exit(Exit::Input)?;
     let state = DeviceState::decode(&state).or_exit(Exit::Internal)?;
     let qemus = Qemus::for_rehearsal(&machines, own.path()).map_err(failed)?;
-    let set = qemus.rehearse(&dir.join(MEMORY), state, time).map_err(failed)?;
+    let cancel = interrupt::install().or_exit(Exit::System)?;
+    let set = qemus.rehearse(&dir.join(MEMORY), state, time, &cancel).map_err(failed)?;
+    if cancel.load(Ordering::Relaxed) {
+        return Err(Failure::new(
+            Exit::Interrupted,
+            "interrupted in the rehearsal: the snapshot is there, its launch.json is not",
+        ));
+    }
     let path = dir.join(WORKING_SET);
     std::fs::write(&path, set.to_bytes())
         .with_context(|| format!("cannot write {}", path.display()))

@@ -204,6 +204,15 @@ impl Guests {
         self.vms.iter().map(|vm| &vm.offer)
     }
 
+    /// Another sender goes on with the same guests, in this order: what it offers may have another working set, and other advice.
+    pub(crate) fn take_up(&mut self, offers: &[GuestOffer]) {
+        for (vm, offer) in self.vms.iter_mut().zip(offers) {
+            (vm.offer.working_set, vm.offer.paging) = (offer.working_set, offer.paging);
+            vm.working_set = WorkingSet::new(offer);
+            vm.wants.set_paging(offer.paging);
+        }
+    }
+
     /// A connection begins, `now` on the clock of [`Guests::poll`]: its sender knows nothing of what was asked for and told on the one before.
     pub fn handle_connected(&mut self, now: Duration) {
         self.messages.clear();

@@ -56,7 +56,7 @@ impl Places {
         let name_bytes = SOCKET_PATH_MAX.saturating_sub(beside).min(NAME_BYTES_MAX);
         if name_bytes < NAME_BYTES_MIN {
             return Err(format!(
-                "the path of the clones' folder {} is too long for sockets in it: name a shorter one by `--clones`",
+                "the path of the clones' folder {} is too long for sockets in it: name a shorter one (`--clones`, `--capture-dir`)",
                 root.display()
             ));
         }

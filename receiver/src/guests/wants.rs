@@ -59,6 +59,12 @@ impl Wants {
         (self.working_set, self.next) = (pages.to_vec(), 0);
     }
 
+    /// From now on another sender's advice.
+    pub fn set_paging(&mut self, paging: Paging) {
+        self.paging = paging;
+        self.set_working_set(&[]);
+    }
+
     /// A connection begins: what guests wait for is asked for anew.
     pub fn restart(&mut self, image: &LazyImage, now: Duration) {
         (self.by_blocks.1, self.patience) = (now, FIRST_BLOCK);

@@ -320,7 +320,7 @@ impl Transfer {
         let pending = |stripes: usize| stripes as u64 * self.stripes.bytes;
         let channel = self.schedule.segments[segment].channel;
         let all = self.encoding.iter().sum();
-        if !self.config.guests.is_empty() && all >= self.config.threads * AHEAD_WITH_GUESTS {
+        if !self.config.guests.is_empty() && all >= self.config.threads.max(1) * AHEAD_WITH_GUESTS {
             return false;
         }
         self.session.wants_blocks(segment, pending(self.encoding[channel]), pending(all))

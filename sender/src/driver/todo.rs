@@ -102,7 +102,7 @@ impl Transfer {
             return;
         };
         let scheduled = self.schedule.segments.iter().zip(&mut self.stripes.todo);
-        // Working sets stand in an order of their own, and are all begun.
+        // Working sets stand in an order of their own.
         for (scheduled, todo) in scheduled.skip(self.schedule.first).filter(|(_, todo)| !todo.is_begun()) {
             if let Ok(at) = self.prepared.segments[scheduled.segment].contents.binary_search(&id) {
                 todo.go_on_at(at / self.stripes.contents);

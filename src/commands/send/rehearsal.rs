@@ -6,7 +6,9 @@ use crate::cli::clones::{Clone as CloneArgs, PrePaging};
 use crate::cli::exit::{Coded, Exit, Failure, Outcome};
 use crate::commands::launchers;
 use crate::commands::qemu_capture::STATE;
+use crate::interrupt;
 use crate::report::RehearsalReport;
+use crate::scratch::{Scratch, on_tmpfs};
 use anyhow::Context;
 use planner::Plan;
 use receiver::guests::Qemus;
@@ -14,7 +16,6 @@ use sender::guests::GuestInput;
 use std::path::PathBuf;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use tempfile::TempDir;
 use vmm::image::ImageFormat;
 use vmm::qemu::DeviceState;
 use vmm::uffd::WorkingSet;
@@ -23,13 +24,15 @@ use vmm::uffd::WorkingSet;
 const TIME_MS: u64 = 80;
 
 const IN_PLACE: &str = "what is read in place cannot be rehearsed, as that takes memory in a file of its own: --way shared-ram copies it";
+const MAPPED_RAM: &str = "only raw memory is rehearsed: leave --way mapped-ram out, or take the file apart by `scatter capture` before";
 
 /// QEMUs that wait, or are about to.
 pub(super) struct Stage {
     qemus: Option<JoinHandle<Result<Qemus, String>>>,
     time: Duration,
+    cancel: interrupt::Flag,
     /// Their files'.
-    _dir: TempDir,
+    _dir: Scratch,
 }
 
 /// A VM to be tried.
@@ -48,7 +51,7 @@ struct Tried {
 }
 
 /// A rehearsal under way.
-pub(super) struct Rehearsal(JoinHandle<Outcome<Vec<Tried>>>);
+pub(super) struct Rehearsal(Option<JoinHandle<Outcome<Vec<Tried>>>>);
 
 impl Stage {
     /// Has a QEMU of each machine wait, if VMs are to be rehearsed.
@@ -58,11 +61,21 @@ impl Stage {
             let message = "--rehearse finds out a working set, which --pre-paging does not have sent";
             return Err(Failure::new(Exit::Usage, message));
         }
-        if args.capture.way == Some(WayChoice::SharedRamInPlace) {
-            return Err(Failure::new(Exit::Usage, format!("--rehearse: {IN_PLACE}")));
+        match args.capture.way {
+            Some(WayChoice::SharedRamInPlace) => {
+                return Err(Failure::new(Exit::Usage, format!("--rehearse: {IN_PLACE}")));
+            }
+            Some(WayChoice::MappedRam) => {
+                return Err(Failure::new(Exit::Usage, format!("--rehearse: {MAPPED_RAM}")));
+            }
+            _ => on_tmpfs("--rehearse", &args.capture_dir, "give another --capture-dir, as /dev/shm")?,
         }
-        let machines = launchers::machines(std::slice::from_ref(machines))?;
-        let dir = tempfile::Builder::new().prefix("scatter-rehearsal-").tempdir_in(&args.capture_dir);
+        let file = machines;
+        let machines = launchers::machines(std::slice::from_ref(file))?;
+        if machines.is_empty() {
+            return Err(Failure::new(Exit::Input, format!("--rehearse: {} has no [[qemu]]", file.display())));
+        }
+        let dir = Scratch::new(&args.capture_dir, "scatter-rehearsal-");
         let words = || format!("cannot make a directory in {}", args.capture_dir.display());
         let dir = dir.with_context(words).or_exit(Exit::Input)?;
         let root = dir.path().to_owned();
@@ -70,7 +83,8 @@ impl Stage {
             .name("rehearsal".into())
             .spawn(move || Qemus::for_rehearsal(&machines, &root))
             .or_exit(Exit::System)?;
-        Ok(Some(Self { qemus: Some(qemus), time: args.rehearse.time(TIME_MS), _dir: dir }))
+        let (time, cancel) = (args.rehearse.time(TIME_MS), interrupt::install().or_exit(Exit::System)?);
+        Ok(Some(Self { qemus: Some(qemus), time, cancel, _dir: dir }))
     }
 
     /// Runs the VMs under QEMU, one after another.
@@ -82,7 +96,7 @@ impl Stage {
         }
         let run = move || self.run(trials);
         let thread = std::thread::Builder::new().name("rehearsal".into()).spawn(run);
-        thread.map(Rehearsal).or_exit(Exit::System)
+        thread.map(|thread| Rehearsal(Some(thread))).or_exit(Exit::System)
     }
 
     fn run(mut self, trials: Vec<Trial>) -> Outcome<Vec<Tried>> {
@@ -92,7 +106,7 @@ impl Stage {
             qemus.unwrap_or_else(|_| Err("the thread that starts QEMUs panicked".into())).map_err(failed)?;
         let run = |trial: Trial| {
             let start = Instant::now();
-            let set = qemus.rehearse(&trial.memory, trial.state, self.time);
+            let set = qemus.rehearse(&trial.memory, trial.state, self.time, &self.cancel);
             let set = set.map_err(|reason| failed(format!("VM {}: {reason}", trial.name)))?;
             let (pages, total_s) = (set.pages().len() as u64, start.elapsed().as_secs_f64());
             Ok(Tried { vm: trial.vm, set, report: RehearsalReport { vm: trial.name, pages, total_s } })
@@ -121,10 +135,13 @@ impl Trial {
             ));
         }
         if image.info().format != ImageFormat::Raw {
-            return Err(refused(
-                "only raw memory is rehearsed: leave `--way mapped-ram` out, or `scatter capture` it before",
-            ));
+            return Err(refused(MAPPED_RAM));
         }
+        on_tmpfs(
+            "--rehearse",
+            image.path(),
+            &format!("bring VM {name}'s memory there, or leave --rehearse out"),
+        )?;
         let state = guest.attachments.iter().find(|(name, _)| name == STATE);
         let (_, state) = state.ok_or_else(|| refused("it has no attachment `state`"))?;
         let state = DeviceState::decode(state).with_context(|| format!("VM {name}: attachment state"));
@@ -135,8 +152,8 @@ impl Trial {
 
 impl Rehearsal {
     /// Waits for its end, and has the guests' working sets be what was touched.
-    pub(super) fn end(self, guests: &mut [GuestInput]) -> Outcome<Vec<RehearsalReport>> {
-        let tried = self.0.join();
+    pub(super) fn end(mut self, guests: &mut [GuestInput]) -> Outcome<Vec<RehearsalReport>> {
+        let tried = self.0.take().expect("ended once").join();
         let tried =
             tried.unwrap_or_else(|_| Err(Failure::new(Exit::Internal, "the rehearsal's thread panicked")))?;
         for Tried { vm, set, .. } in &tried {
@@ -146,5 +163,14 @@ impl Rehearsal {
                 .for_each(|guest| guest.working_set = set.pages().to_vec());
         }
         Ok(tried.into_iter().map(|tried| tried.report).collect())
+    }
+}
+
+impl Drop for Rehearsal {
+    /// Its QEMU ends, and its files are removed, before this process does.
+    fn drop(&mut self) {
+        if let Some(thread) = self.0.take() {
+            drop(thread.join());
+        }
     }
 }

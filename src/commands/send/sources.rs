@@ -7,12 +7,12 @@ use crate::cli::exit::{Coded, Exit, Failure, Outcome};
 use crate::commands::qemu_capture::{For, Taken, of_file, of_running};
 use crate::images;
 use crate::report::CaptureReport;
+use crate::scratch::Scratch;
 use anyhow::Context;
 use planner::Plan;
 use planner::plan::PlannedVm;
 use std::path::Path;
 use std::sync::Arc;
-use tempfile::TempDir;
 use vmm::image::MappedImage;
 
 /// The VMs' memory, and what was taken for this transfer alone.
@@ -26,7 +26,7 @@ pub(super) struct Sources {
     /// Where they are to be tried.
     pub(super) stage: Option<Stage>,
     /// Captured memory; gone when the transfer is.
-    _dir: Option<TempDir>,
+    _dir: Option<Scratch>,
 }
 
 impl Sources {
@@ -83,12 +83,12 @@ fn take(
     file: &Path,
     args: &CloneArgs,
     number: usize,
-    dir: &mut Option<TempDir>,
+    dir: &mut Option<Scratch>,
 ) -> Outcome<Option<Taken>> {
     let dir = match dir {
         Some(dir) => dir,
         None => {
-            let made = tempfile::Builder::new().prefix("scatter-capture-").tempdir_in(&args.capture_dir);
+            let made = Scratch::new(&args.capture_dir, "scatter-captured-");
             let words = || format!("cannot make a directory in {}", args.capture_dir.display());
             dir.insert(made.with_context(words).or_exit(Exit::Input)?)
         }

@@ -83,12 +83,12 @@ impl Machine {
         Ok(machine)
     }
 
-    /// The same; that QEMU waits for whoever comes first.
+    /// The same of one without a disk; that QEMU waits for whoever comes first.
     pub(super) fn probe_and_keep(config: &QemuMachine, dir: &Path) -> Result<Self, String> {
         let (machine, vm, probe) = Self::tried(config, dir)?;
         // The QEMU has its folder from now on.
         let _ = probe.keep();
-        machine.shelf.put(vm, machine.disk_seen());
+        machine.shelf.put(vm, None);
         Ok(machine)
     }
 
