@@ -42,15 +42,13 @@ pub(crate) struct Rehearse {
     /// clones get that at their start, before all else. It is a clone like others: mind what network its machine gives it
     #[arg(long, value_name = "FILE")]
     pub(crate) rehearse: Option<PathBuf>,
-    /// For how long it runs then, from its first instruction, in ms of its CPUs' time; by the clock at most four times that. Default:
-    /// 300 for `capture`, 80 for `clone`, which waits for it
-    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..=60_000), requires = "rehearse")]
-    rehearse_for: Option<u64>,
+    /// For how long it runs then, from its first instruction, in ms of its CPUs' time; by the clock at most four times that
+    #[arg(long, value_name = "MS", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=60_000), requires = "rehearse")]
+    rehearse_for: u64,
 }
 
 impl Rehearse {
-    /// For how long; in ms, if nothing was said.
-    pub(crate) fn time(&self, default_ms: u64) -> Duration {
-        Duration::from_millis(self.rehearse_for.unwrap_or(default_ms))
+    pub(crate) fn time(&self) -> Duration {
+        Duration::from_millis(self.rehearse_for)
     }
 }

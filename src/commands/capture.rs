@@ -22,8 +22,6 @@ use vmm::{cloud_hypervisor, firecracker};
 pub(super) const MEMORY: &str = "memory";
 const LAUNCH: &str = "launch.json";
 const WORKING_SET: &str = "working-set";
-/// A rehearsal's time, of its CPUs: nobody waits for it.
-const REHEARSE_MS: u64 = 300;
 
 /// A snapshot: its memory is `memory` in the folder, and each attachment a file by its own name.
 struct Taken {
@@ -47,7 +45,7 @@ pub(crate) fn run(args: &Capture) -> Outcome {
     }
     let taken = take(args.kind, &args.socket, &dir, args.base.as_deref(), &args.how)?;
     let machines = args.rehearse.rehearse.as_deref();
-    let time = args.rehearse.time(REHEARSE_MS);
+    let time = args.rehearse.time();
     let working_set = machines.map(|machines| rehearse(&dir, machines, time)).transpose()?;
     let path = |name: &&str| ((*name).to_owned(), dir.join(name).display().to_string());
     let launch = Launch {

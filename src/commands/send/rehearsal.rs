@@ -20,9 +20,6 @@ use vmm::image::ImageFormat;
 use vmm::qemu::DeviceState;
 use vmm::uffd::WorkingSet;
 
-/// For how long a VM runs, of its CPUs' time: hosts wait for it.
-const TIME_MS: u64 = 80;
-
 const IN_PLACE: &str = "what is read in place cannot be rehearsed, as that takes memory in a file of its own: --way shared-ram copies it";
 const MAPPED_RAM: &str = "only raw memory is rehearsed: leave --way mapped-ram out, or take the file apart by `scatter capture` before";
 
@@ -83,7 +80,7 @@ impl Stage {
             .name("rehearsal".into())
             .spawn(move || Qemus::for_rehearsal(&machines, &root))
             .or_exit(Exit::System)?;
-        let (time, cancel) = (args.rehearse.time(TIME_MS), interrupt::install().or_exit(Exit::System)?);
+        let (time, cancel) = (args.rehearse.time(), interrupt::install().or_exit(Exit::System)?);
         Ok(Some(Self { qemus: Some(qemus), time, cancel, _dir: dir }))
     }
 
