@@ -22,7 +22,8 @@ OURS = ("rehearsed", "captured", "known", "tried", "running")
 def machine_and_commit():
     with open("/proc/cpuinfo") as file:
         model = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), "")
-    commit = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    commit = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"], capture_output=True,
+                            text=True).stdout.strip()
     return {"kernel": platform.release(), "cpu": model, "cpus": os.cpu_count(), "commit": commit}
 
 

@@ -11,7 +11,7 @@ use wire::limits;
 const ATTACHMENT_LEVEL: i32 = 1;
 
 /// A VM that is started at its hosts.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct GuestInput {
     /// Index of the VM whose memory it has.
     pub vm: u16,

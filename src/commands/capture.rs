@@ -1,15 +1,16 @@
 //! `scatter capture`, and `scatter clone --from`: a running VM's snapshot, through its hypervisor's API.
 
+use super::launchers::machines_to_rehearse;
 use super::qemu_capture;
 use crate::cli::capture::How;
 use crate::cli::clones::{Capture, CaptureKind};
 use crate::cli::exit::{Coded, Exit, Failure, Outcome};
-use crate::scratch::on_tmpfs;
+use crate::scratch::{Scratch, on_tmpfs};
 use crate::{images, interrupt, units};
 use anyhow::Context;
 use clap::ValueEnum;
 use planner::{Launch, Plan};
-use receiver::guests::Qemus;
+use receiver::guests::{QemuMachine, Qemus};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
@@ -40,13 +41,14 @@ pub(crate) fn run(args: &Capture) -> Outcome {
     if args.rehearse.rehearse.is_some() && args.kind != CaptureKind::Qemu {
         return Err(Failure::new(Exit::Usage, "--rehearse: only snapshots of QEMU are tried so"));
     }
-    if args.rehearse.rehearse.is_some() {
+    let machines = args.rehearse.rehearse.as_deref().map(machines_to_rehearse).transpose()?;
+    if machines.is_some() {
         on_tmpfs("--rehearse", &dir, "give another DIR, as /dev/shm/NAME")?;
+        interrupt::install().or_exit(Exit::System)?;
     }
     let taken = take(args.kind, &args.socket, &dir, args.base.as_deref(), &args.how)?;
-    let machines = args.rehearse.rehearse.as_deref();
     let time = args.rehearse.time();
-    let working_set = machines.map(|machines| rehearse(&dir, machines, time)).transpose()?;
+    let working_set = machines.map(|machines| rehearse(&dir, &machines, time)).transpose()?;
     let path = |name: &&str| ((*name).to_owned(), dir.join(name).display().to_string());
     let launch = Launch {
         kind: args.kind.name(),
@@ -81,7 +83,7 @@ pub(crate) fn refresh(plan: &mut Plan, file: &Path, from: &[(String, String)], h
         let beside = image.parent().unwrap_or(Path::new("/"));
         make(beside)?;
         // Never over a file that others may have mapped: what is there is replaced when the new one is whole.
-        let dir = tempfile::Builder::new().prefix(".capture-").tempdir_in(beside).or_exit(Exit::Input)?;
+        let dir = Scratch::new(beside, ".capture-").or_exit(Exit::Input)?;
         let taken = take(kind, Path::new(socket), dir.path(), None, how)?;
         let files = attachments(file, &launch.attachments, taken.attachments)
             .map_err(|words| wrong(&format!("its `launch` {words}")))?;
@@ -152,23 +154,23 @@ fn of_qemu(source: &Path, dir: &Path, how: &How) -> Outcome<Taken> {
 }
 
 /// Runs a snapshot of QEMU's once, and writes the pages that it touches first.
-fn rehearse(dir: &Path, machines: &Path, time: Duration) -> Outcome<PathBuf> {
+fn rehearse(dir: &Path, machines: &[QemuMachine], time: Duration) -> Outcome<PathBuf> {
     let start = Instant::now();
     let failed = |reason: String| Failure::new(Exit::System, format!("--rehearse: {reason}"));
-    let machines = super::launchers::machines(&[machines.to_owned()])?;
-    let own = tempfile::Builder::new().prefix(".rehearsal-").tempdir_in(dir).or_exit(Exit::Input)?;
+    let own = Scratch::new(dir, ".rehearsal-").or_exit(Exit::Input)?;
     let state = std::fs::read(dir.join(qemu_capture::STATE)).or_exit(Exit::Input)?;
     let state = DeviceState::decode(&state).or_exit(Exit::Internal)?;
-    let qemus = Qemus::for_rehearsal(&machines, own.path()).map_err(failed)?;
+    let qemus = Qemus::for_rehearsal(machines, own.path()).map_err(failed)?;
     let cancel = interrupt::install().or_exit(Exit::System)?;
-    let set = qemus.rehearse(&dir.join(MEMORY), state, time, &cancel).map_err(failed)?;
-    if cancel.load(Ordering::Relaxed) {
+    let cancelled = || cancel.load(Ordering::Relaxed);
+    let set = qemus.rehearse(&dir.join(MEMORY), state, time, &cancelled);
+    if cancelled() {
         return Err(Failure::new(
             Exit::Interrupted,
             "interrupted in the rehearsal: the snapshot is there, its launch.json is not",
         ));
     }
-    let path = dir.join(WORKING_SET);
+    let (set, path) = (set.map_err(failed)?, dir.join(WORKING_SET));
     std::fs::write(&path, set.to_bytes())
         .with_context(|| format!("cannot write {}", path.display()))
         .or_exit(Exit::Input)?;
@@ -195,7 +197,7 @@ fn of_firecracker(socket: &Path, dir: &Path, base: Option<&Path>) -> Outcome<Tak
         let snapshot = firecracker::capture(&api, SnapshotKind::Full, dir, false).or_exit(Exit::System)?;
         return Ok(of_snapshot(snapshot));
     };
-    let changes = tempfile::Builder::new().prefix(".changes-").tempdir_in(dir).or_exit(Exit::Input)?;
+    let changes = Scratch::new(dir, ".changes-").or_exit(Exit::Input)?;
     let memory = dir.join(MEMORY);
     if !std::fs::canonicalize(base)
         .is_ok_and(|base| std::fs::canonicalize(&memory).is_ok_and(|to| to == base))

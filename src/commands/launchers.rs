@@ -50,6 +50,15 @@ pub(super) fn machines(files: &[PathBuf]) -> Outcome<Vec<QemuMachine>> {
     Ok(machines)
 }
 
+/// The machines of a file of `--rehearse`, at least one.
+pub(super) fn machines_to_rehearse(file: &Path) -> Outcome<Vec<QemuMachine>> {
+    let machines = machines(&[file.to_owned()])?;
+    if machines.is_empty() {
+        return Err(Failure::new(Exit::Input, format!("--rehearse: {} has no [[qemu]]", file.display())));
+    }
+    Ok(machines)
+}
+
 /// The one place where a kind becomes a program. `clones` is where processes of clones have their folders.
 fn launcher(
     kind: LaunchKind,

@@ -119,7 +119,8 @@ mod tests {
 
     #[test]
     fn clones_that_wait_for_nothing_have_the_cpus_until_they_have_settled() {
-        let mut started = GoFirst { settle: [(7, 500 * MS)].into(), ..GoFirst::new(1, 1 << 20, &[]) };
+        let guest = GuestInput { vm: 7, settle: 500 * MS, ..GuestInput::default() };
+        let mut started = GoFirst::new(1, 1 << 20, &[guest]);
         let settled = Some(started.settles_until(7, 200 * MS));
         assert_eq!(started.settles_until(8, 200 * MS), 200 * MS + QUIET, "nothing was said of it");
         assert!(started.judge(false, settled, 0, 699 * MS));

@@ -27,6 +27,7 @@ use outcome::Sent;
 use pages::{IdSet, PageSource, VmId};
 use planner::{Isolation, Plan, SegmentWeight};
 use reach::Reach;
+use rehearsal::Stage;
 use sender::driver::{HostTarget, Progress, Schedule, Transfer, TransferConfig, Vouch};
 use sender::encode::EncodePlan;
 use sender::guests::GuestInput;
@@ -61,6 +62,7 @@ pub(crate) fn clone(args: &Clone) -> Outcome {
 fn send(args: &Send, launch: Option<&Clone>) -> Outcome {
     let start = Instant::now();
     let mut plan = read_plan(&args.group)?;
+    let stage = launch.map_or(Ok(None), Stage::prepare)?;
     if let Some(launch) = launch {
         super::capture::refresh(&mut plan, &args.group, &launch.from, &launch.capture)?;
     }
@@ -75,7 +77,7 @@ fn send(args: &Send, launch: Option<&Clone>) -> Outcome {
     };
     let mut sources = match &leave {
         Some(leave) => Sources::leaving(leave.images.clone()),
-        None => sources::open(&plan, &args.group, launch)?,
+        None => sources::open(&plan, &args.group, launch, stage)?,
     };
     let mut guests = match &leave {
         Some(leave) => leave.guests.clone(),

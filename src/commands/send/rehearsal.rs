@@ -14,6 +14,8 @@ use planner::Plan;
 use receiver::guests::Qemus;
 use sender::guests::GuestInput;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use vmm::image::ImageFormat;
@@ -48,7 +50,11 @@ struct Tried {
 }
 
 /// A rehearsal under way.
-pub(super) struct Rehearsal(Option<JoinHandle<Outcome<Vec<Tried>>>>);
+pub(super) struct Rehearsal {
+    thread: Option<JoinHandle<Outcome<Vec<Tried>>>>,
+    /// Nobody waits for its end any more.
+    over: Arc<AtomicBool>,
+}
 
 impl Stage {
     /// Has a QEMU of each machine wait, if VMs are to be rehearsed.
@@ -67,11 +73,7 @@ impl Stage {
             }
             _ => on_tmpfs("--rehearse", &args.capture_dir, "give another --capture-dir, as /dev/shm")?,
         }
-        let file = machines;
-        let machines = launchers::machines(std::slice::from_ref(file))?;
-        if machines.is_empty() {
-            return Err(Failure::new(Exit::Input, format!("--rehearse: {} has no [[qemu]]", file.display())));
-        }
+        let machines = launchers::machines_to_rehearse(machines)?;
         let dir = Scratch::new(&args.capture_dir, "scatter-rehearsal-");
         let words = || format!("cannot make a directory in {}", args.capture_dir.display());
         let dir = dir.with_context(words).or_exit(Exit::Input)?;
@@ -91,20 +93,31 @@ impl Stage {
         if trials.is_empty() {
             return Err(Failure::new(Exit::Input, "--rehearse: the plan starts no VM under QEMU"));
         }
-        let run = move || self.run(trials);
+        let over = Arc::new(AtomicBool::new(false));
+        let seen = Arc::clone(&over);
+        let run = move || self.run(trials, &seen);
         let thread = std::thread::Builder::new().name("rehearsal".into()).spawn(run);
-        thread.map(|thread| Rehearsal(Some(thread))).or_exit(Exit::System)
+        thread.map(|thread| Rehearsal { thread: Some(thread), over }).or_exit(Exit::System)
     }
 
-    fn run(mut self, trials: Vec<Trial>) -> Outcome<Vec<Tried>> {
+    fn run(mut self, trials: Vec<Trial>, over: &AtomicBool) -> Outcome<Vec<Tried>> {
+        let cancel = Arc::clone(&self.cancel);
+        let cancelled = || cancel.load(Ordering::Relaxed) || over.load(Ordering::Relaxed);
         let failed = |reason: String| Failure::new(Exit::System, format!("--rehearse: {reason}"));
         let qemus = self.qemus.take().expect("joined once").join();
         let qemus =
             qemus.unwrap_or_else(|_| Err("the thread that starts QEMUs panicked".into())).map_err(failed)?;
         let run = |trial: Trial| {
+            let interrupted = || Failure::new(Exit::Interrupted, "interrupted before anything was sent");
+            if cancelled() {
+                return Err(interrupted());
+            }
             let start = Instant::now();
-            let set = qemus.rehearse(&trial.memory, trial.state, self.time, &self.cancel);
-            let set = set.map_err(|reason| failed(format!("VM {}: {reason}", trial.name)))?;
+            let set = qemus.rehearse(&trial.memory, trial.state, self.time, &cancelled);
+            let set = set.map_err(|reason| match cancelled() {
+                true => interrupted(),
+                false => failed(format!("VM {}: {reason}", trial.name)),
+            })?;
             let (pages, total_s) = (set.pages().len() as u64, start.elapsed().as_secs_f64());
             Ok(Tried { vm: trial.vm, set, report: RehearsalReport { vm: trial.name, pages, total_s } })
         };
@@ -150,7 +163,7 @@ impl Trial {
 impl Rehearsal {
     /// Waits for its end, and has the guests' working sets be what was touched.
     pub(super) fn end(mut self, guests: &mut [GuestInput]) -> Outcome<Vec<RehearsalReport>> {
-        let tried = self.0.take().expect("ended once").join();
+        let tried = self.thread.take().expect("ended once").join();
         let tried =
             tried.unwrap_or_else(|_| Err(Failure::new(Exit::Internal, "the rehearsal's thread panicked")))?;
         for Tried { vm, set, .. } in &tried {
@@ -166,7 +179,8 @@ impl Rehearsal {
 impl Drop for Rehearsal {
     /// Its QEMU ends, and its files are removed, before this process does.
     fn drop(&mut self) {
-        if let Some(thread) = self.0.take() {
+        self.over.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
             drop(thread.join());
         }
     }

@@ -111,6 +111,13 @@ fn what_cannot_be_rehearsed_is_refused_before_anything_is_sent() {
     let args = [&["--rehearse", "smaller.json"], &there[..]].concat();
     refused(8, &args, "--rehearse: VM golden: machine smaller: ");
     refused(3, &["--rehearse", "none.json"], "cannot read none.json");
+    // Before anything is captured.
+    let args = ["--from", "golden=source/user.sock", "--rehearse", "none.json"];
+    refused(3, &args, "cannot read none.json");
+    let said =
+        qemus.fleet.refused(&["capture", "qemu", "source/user.sock", "early", "--rehearse", "empty.json"]);
+    assert!(said.contains("empty.json has no [[qemu]]"), "{said}");
+    assert!(!qemus.fleet.dir().join("early/memory").exists());
     // Nor is one that takes long in the way of who interrupts it.
     let args = [&REHEARSE[..], &["--rehearse-for", "60000"], &there].concat();
     let mut sending = qemus.fleet.transfer("clone", &plan, &args);

@@ -7,7 +7,7 @@ use super::state::DeviceState;
 use crate::lazy::LazyImage;
 use crate::uffd::WorkingSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 /// A QEMU may take so long to load the devices.
@@ -21,7 +21,7 @@ const WALL_MAX: u32 = 4;
 
 /// Runs the VM in a QEMU that waits, for `time` from its first instruction, as its CPUs tell it (by the clock at most four times that: a
 /// guest may be idle, a host busy), and cuts its link: that QEMU is of no further use. The pages that it touched, device state
-/// included, in the order of their first touches. `image` is complete, and is not changed. Once `cancel` is set it ends with what was
+/// included, in the order of their first touches. `image` is complete, and is not changed. Once it is `cancelled` it ends with what was
 /// touched until then.
 ///
 /// # Errors
@@ -32,14 +32,14 @@ pub fn rehearse(
     image: Arc<LazyImage>,
     state: Arc<DeviceState>,
     time: Duration,
-    cancel: &AtomicBool,
+    cancelled: &dyn Fn() -> bool,
 ) -> Result<WorkingSet, QemuError> {
     let page_count = image.page_count();
     let options = EmitOptions { background: false, ..EmitOptions::new(EmitMode::Postcopy) };
     let emitter = Emitter::start(&mut vm.qmp, image, state, options)?;
     let progress = Arc::clone(emitter.progress());
     let begin = Instant::now();
-    let goes_on = || !emitter.is_finished() && !cancel.load(Relaxed);
+    let goes_on = || !emitter.is_finished() && !cancelled();
     while !progress.started.load(Relaxed) && goes_on() {
         if begin.elapsed() > START_WITHIN {
             return Err(QemuError::TimedOut { what: "the VM's devices to be loaded", within: START_WITHIN });

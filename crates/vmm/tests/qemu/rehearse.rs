@@ -2,7 +2,7 @@
 
 use crate::support::{NONE, TICK_WITHIN, boot, complete_image, dir, identity, machine, sent, wait_for_ticks};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 use vmm::qemu::{CaptureOptions, EmitMode, EmitOptions, Emitter, capture, rehearse};
 
@@ -17,9 +17,8 @@ fn a_clone_that_has_what_a_rehearsal_touched_first_faults_on_little_else() {
     let waiting = |name: &str| machine.wait_for_vm(identity(name), &dir.path().join(name)).unwrap();
 
     let mut trial = waiting("trial");
-    let never = AtomicBool::new(false);
     let time = Duration::from_secs(1);
-    let set = rehearse(&mut trial, Arc::clone(&image), Arc::clone(&state), time, &never).unwrap();
+    let set = rehearse(&mut trial, Arc::clone(&image), Arc::clone(&state), time, &|| false).unwrap();
     drop(trial);
     let touched = set.pages().len();
     assert!((200..image.page_count() as usize / 2).contains(&touched), "{touched} pages in a second");

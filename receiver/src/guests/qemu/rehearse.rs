@@ -5,7 +5,6 @@ use super::{QemuMachine, Qemus, words};
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use vmm::lazy::LazyImage;
 use vmm::qemu::{DeviceState, rehearse};
@@ -26,7 +25,7 @@ impl Qemus {
 
     /// Runs the VM of this memory (a raw image on a tmpfs) and state for so long from its first instruction, in the first machine that
     /// can take it, on a disk overlay of its own. It is a clone like others: what its machine connects it to is its configuration's affair.
-    /// Once `cancel` is set it ends with what was touched until then.
+    /// Once it is `cancelled` it ends with what was touched until then.
     ///
     /// # Errors
     /// In words: no machine fits, or what QEMU said.
@@ -35,7 +34,7 @@ impl Qemus {
         memory: &Path,
         state: DeviceState,
         time: Duration,
-        cancel: &AtomicBool,
+        cancelled: &dyn Fn() -> bool,
     ) -> Result<WorkingSet, String> {
         let machine = self.machine_for(&state.offer())?;
         let named = |error: &dyn std::error::Error| format!("{}: {}", memory.display(), words(error));
@@ -44,7 +43,7 @@ impl Qemus {
         image.adopt(0, image.page_count()).map_err(|error| named(&error))?;
         let place = self.places.take("rehearsal")?;
         let mut vm = machine.wait_for_vm(&place.id, &place.dir, None, false)?.vm;
-        let set = rehearse(&mut vm, Arc::new(image), Arc::new(state), time, cancel);
+        let set = rehearse(&mut vm, Arc::new(image), Arc::new(state), time, cancelled);
         set.map_err(|error| vm.check().err().map_or_else(|| words(&error), |ended| words(&ended)))
     }
 }
