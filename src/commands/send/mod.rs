@@ -77,8 +77,9 @@ fn send(args: &Send, launch: Option<&Clone>) -> Outcome {
     };
     let mut sources = match &leave {
         Some(leave) => Sources::leaving(leave.images.clone()),
-        None => sources::open(&plan, &args.group, launch, stage)?,
+        None => sources::open(&plan, &args.group, launch)?,
     };
+    sources.stage = stage;
     let mut guests = match &leave {
         Some(leave) => leave.guests.clone(),
         None => launch.map_or(Ok(Vec::new()), |args| clones::guests(&plan, args, &sources))?,

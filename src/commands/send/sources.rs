@@ -39,14 +39,8 @@ impl Sources {
 }
 
 /// Opens the images, and captures what is to be captured if this is a clone.
-pub(super) fn open(
-    plan: &Plan,
-    file: &Path,
-    clone: Option<&CloneArgs>,
-    stage: Option<Stage>,
-) -> Outcome<Sources> {
+pub(super) fn open(plan: &Plan, file: &Path, clone: Option<&CloneArgs>) -> Outcome<Sources> {
     let mut sources = Sources::leaving(Vec::new());
-    sources.stage = stage;
     for (number, vm) in plan.vms.iter().enumerate() {
         let taken = match clone {
             Some(args) if is_taken(vm) => take(vm, file, args, number, &mut sources._dir)?,
