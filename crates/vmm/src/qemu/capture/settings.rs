@@ -4,8 +4,8 @@ use super::super::error::QemuError;
 use super::super::qmp::Qmp;
 use serde_json::{Value, json};
 
-/// Parameters that a capture changes.
-const PARAMETERS: [&str; 2] = ["max-bandwidth", "downtime-limit"];
+/// Parameters that a capture changes. The last came with QEMU 8.2.
+const PARAMETERS: [&str; 3] = ["max-bandwidth", "downtime-limit", "avail-switchover-bandwidth"];
 
 pub(super) struct Settings {
     capabilities: Vec<(String, bool)>,
@@ -20,10 +20,15 @@ impl Settings {
         })
     }
 
+    /// Whether this QEMU has a parameter of this name.
+    pub(super) fn knows(&self, parameter: &str) -> bool {
+        !self.parameters[parameter].is_null()
+    }
+
     /// Puts them back as well as it can: QEMU refuses while a migration is active.
     pub(super) fn restore(&self, qmp: &mut Qmp) {
         let mut parameters = serde_json::Map::new();
-        for name in PARAMETERS {
+        for name in PARAMETERS.into_iter().filter(|name| self.knows(name)) {
             parameters.insert(name.to_owned(), self.parameters[name].clone());
         }
         let capabilities: Vec<(&str, bool)> =
