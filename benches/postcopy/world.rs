@@ -153,6 +153,7 @@ impl Site {
             clones: all.iter().map(|host| (*host, format!("clone-{host}"))).collect(),
             working_set: way.working_set.clone(),
             paging: way.paging,
+            settle: Duration::ZERO,
         };
         let target = |(host, address): (usize, &SocketAddr)| HostTarget {
             name: format!("h{host}"),

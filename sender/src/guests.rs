@@ -11,7 +11,7 @@ use wire::limits;
 const ATTACHMENT_LEVEL: i32 = 1;
 
 /// A VM that is started at its hosts.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct GuestInput {
     /// Index of the VM whose memory it has.
     pub vm: u16,
@@ -30,6 +30,8 @@ pub struct GuestInput {
     pub working_set: Vec<u32>,
     /// What hosts ask for beside faults, and when clones start.
     pub paging: Paging,
+    /// Bulk data wait until its clones have run for so long: they wait for no page then, but need the CPUs of their hosts.
+    pub settle: Duration,
 }
 
 /// Why a guest cannot be offered.

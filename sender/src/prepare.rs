@@ -10,6 +10,8 @@ use std::sync::Arc;
 
 /// Contents in one stripe: what one encoding job takes, 8 MiB of pages.
 pub const STRIPE_CONTENTS: usize = 2048;
+/// The same where guests run meanwhile: what is sent next follows what they touch.
+pub const STRIPE_CONTENTS_WITH_GUESTS: usize = 512;
 /// What a uniform run takes in a block, about.
 const UNIFORM_RUN_BYTES: u64 = 4;
 /// What a content takes that is only named, about: its name, where it belongs, its part of the header.
@@ -164,21 +166,27 @@ impl Prepared {
     /// The stripes of one segment.
     #[must_use]
     pub fn stripes(&self, segment: usize) -> Vec<Stripe> {
+        self.stripes_of(segment, STRIPE_CONTENTS)
+    }
+
+    /// The stripes of one segment, of so many contents.
+    #[must_use]
+    pub fn stripes_of(&self, segment: usize, stripe_contents: usize) -> Vec<Stripe> {
         let Segment { contents, uniform, named, .. } = &self.segments[segment];
-        let count = contents.len().div_ceil(STRIPE_CONTENTS).max(uniform.len().div_ceil(STRIPE_UNIFORM));
+        let count = contents.len().div_ceil(stripe_contents).max(uniform.len().div_ceil(STRIPE_UNIFORM));
         let part =
             |index: usize, size: usize, len: usize| (index * size).min(len)..((index + 1) * size).min(len);
         let plain = (0..count).map(|index| Stripe {
             segment,
-            contents: part(index, STRIPE_CONTENTS, contents.len()),
+            contents: part(index, stripe_contents, contents.len()),
             uniform: part(index, STRIPE_UNIFORM, uniform.len()),
             named: 0..0,
         });
-        let named = (0..named.len().div_ceil(STRIPE_CONTENTS)).map(|index| Stripe {
+        let named = (0..named.len().div_ceil(stripe_contents)).map(|index| Stripe {
             segment,
             contents: 0..0,
             uniform: 0..0,
-            named: part(index, STRIPE_CONTENTS, named.len()),
+            named: part(index, stripe_contents, named.len()),
         });
         plain.chain(named).collect()
     }

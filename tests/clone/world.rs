@@ -184,6 +184,7 @@ impl World {
             clones: clones.collect(),
             working_set: self.working_set.clone(),
             paging: self.paging,
+            settle: Duration::ZERO,
         };
         let rate = RateConfig::Fixed(bytes_per_s.unwrap_or(100_000_000));
         let target = |host: &Receiver| HostTarget { name: host.config.name.clone(), address: host.address };

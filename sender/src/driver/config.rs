@@ -40,6 +40,11 @@ pub struct Schedule {
 }
 
 impl Schedule {
+    /// Index of a host's own channel.
+    pub(super) fn unicast_channel(&self, host: usize) -> Option<usize> {
+        self.channels.iter().position(|channel| channel.group.is_none() && channel.hosts[0] == host)
+    }
+
     /// Puts parts of segments before everything else, as [`Prepared::put_first`](crate::prepare::Prepared::put_first) made them.
     pub fn put_first(&mut self, parts: &[(usize, usize)]) {
         let first = |of: &ScheduledSegment| {

@@ -3,7 +3,8 @@
 //! pages, so each of them is waited for once, not once a host.
 
 use super::Guests;
-use crate::guests::CloneOutcome;
+use crate::guests::{CloneOutcome, GuestInput};
+use std::collections::BTreeMap;
 use std::time::Duration;
 use wire::control::Want;
 
@@ -11,9 +12,6 @@ use wire::control::Want;
 const FIRST_MAX: Duration = Duration::from_secs(1);
 /// When all clones have settled and none has waited for a page for so long, they have what they need.
 const QUIET: Duration = Duration::from_millis(30);
-/// Before the last of them has run for so long they have not settled. Clones whose working set went ahead wait for no page, but need the CPUs of their
-/// hosts: to load their devices, to fill caches, to translate their code anew.
-const SETTLE: Duration = Duration::from_millis(500);
 /// Answers may take this part of the bytes that are to be sent. Beyond, what clones touch is no small working set, and blocks bring it to all at once.
 const BUDGET_PART: u64 = 40;
 
@@ -23,6 +21,8 @@ pub(super) struct GoFirst {
     budget_bytes: u64,
     /// When a clone last waited for a page.
     last_fault: Option<Duration>,
+    /// By VM, [`crate::guests::GuestInput::settle`].
+    settle: BTreeMap<u16, Duration>,
     /// Hosts that have taken the offer: they have images to put pages into.
     accepted: Vec<bool>,
     /// It does not come back.
@@ -30,25 +30,35 @@ pub(super) struct GoFirst {
 }
 
 impl GoFirst {
-    pub(super) fn new(hosts: usize, expected_bytes: u64) -> Self {
-        Self { budget_bytes: expected_bytes / BUDGET_PART, accepted: vec![false; hosts], ..Self::default() }
+    pub(super) fn new(hosts: usize, expected_bytes: u64, guests: &[GuestInput]) -> Self {
+        Self {
+            budget_bytes: expected_bytes / BUDGET_PART,
+            settle: guests.iter().map(|guest| (guest.vm, guest.settle)).collect(),
+            accepted: vec![false; hosts],
+            ..Self::default()
+        }
+    }
+
+    /// Until when a clone that began to run `at` has not settled.
+    fn settles_until(&self, vm: u16, at: Duration) -> Duration {
+        at + self.settle.get(&vm).copied().unwrap_or_default().max(QUIET)
     }
 
     pub(super) fn note_accepted(&mut self, host: usize) {
         self.accepted[host] = true;
     }
 
-    /// Whether bulk data wait: clones are `starting`, have not settled since the last of them began to run at `last_start`, or did not get
-    /// all that they need with answers of `answered_bytes` so far.
+    /// Whether bulk data wait: clones are `starting`, settle until `settled`, or did not get all that they need with answers of
+    /// `answered_bytes` so far.
     fn judge(
         &mut self,
         starting: bool,
-        last_start: Option<Duration>,
+        settled: Option<Duration>,
         answered_bytes: u64,
         now: Duration,
     ) -> bool {
-        let settles = self.last_fault.is_some_and(|at| now < at + QUIET)
-            || last_start.is_some_and(|at| now < at + SETTLE);
+        let settles =
+            self.last_fault.is_some_and(|at| now < at + QUIET) || settled.is_some_and(|at| now < at);
         let first = starting || settles && answered_bytes < self.budget_bytes;
         self.over |= now >= FIRST_MAX || !first;
         !self.over
@@ -61,8 +71,9 @@ impl Guests {
         let counts = |clone: &&CloneOutcome| clone.failed.is_none() && !clone.leaves;
         let clones = || self.clones.all().iter().filter(counts);
         let starting = clones().any(|clone| clone.running.is_none());
-        let last_start = clones().filter_map(|clone| clone.running).max();
-        self.go_first.judge(starting, last_start, self.service.stats().bytes, now)
+        let settles = |clone: &CloneOutcome| Some(self.go_first.settles_until(clone.vm, clone.running?));
+        let settled = clones().filter_map(settles).max();
+        self.go_first.judge(starting, settled, self.service.stats().bytes, now)
     }
 
     /// Clones wait for pages: while they go first, all other hosts that have clones of the VM get them, too.
@@ -85,7 +96,7 @@ mod tests {
 
     #[test]
     fn bulk_data_wait_until_clones_run_and_have_fallen_quiet_and_never_again() {
-        let mut first = GoFirst::new(1, 1 << 20);
+        let mut first = GoFirst::new(1, 1 << 20, &[]);
         assert!(first.judge(true, None, 0, 300 * MS));
         first.last_fault = Some(310 * MS);
         assert!(first.judge(false, None, 0, 339 * MS), "it may fault again");
@@ -96,21 +107,24 @@ mod tests {
 
     #[test]
     fn clones_that_fault_on_and_on_or_do_not_start_do_not_hold_up_the_rest() {
-        let with_faults = || GoFirst { last_fault: Some(500 * MS), ..GoFirst::new(1, 1 << 20) };
+        let with_faults = || GoFirst { last_fault: Some(500 * MS), ..GoFirst::new(1, 1 << 20, &[]) };
         assert!(with_faults().judge(false, None, (1 << 20) / BUDGET_PART - 1, 510 * MS));
         assert!(
             !with_faults().judge(false, None, (1 << 20) / BUDGET_PART, 510 * MS),
             "that is no small working set"
         );
-        assert!(GoFirst::new(1, 1 << 20).judge(true, None, 1 << 20, 999 * MS), "none runs yet");
-        assert!(!GoFirst::new(1, 1 << 20).judge(true, None, 0, 1000 * MS));
+        assert!(GoFirst::new(1, 1 << 20, &[]).judge(true, None, 1 << 20, 999 * MS), "none runs yet");
+        assert!(!GoFirst::new(1, 1 << 20, &[]).judge(true, None, 0, 1000 * MS));
     }
 
     #[test]
     fn clones_that_wait_for_nothing_have_the_cpus_until_they_have_settled() {
-        let mut started = GoFirst::new(1, 1 << 20);
-        assert!(started.judge(false, Some(200 * MS), 0, 699 * MS));
-        assert!(!started.judge(false, Some(200 * MS), 0, 700 * MS));
-        assert!(!GoFirst::new(1, 1 << 20).judge(false, Some(900 * MS), 0, 1000 * MS), "not for ever");
+        let guest = GuestInput { vm: 7, settle: 500 * MS, ..GuestInput::default() };
+        let mut started = GoFirst::new(1, 1 << 20, &[guest]);
+        let settled = Some(started.settles_until(7, 200 * MS));
+        assert_eq!(started.settles_until(8, 200 * MS), 200 * MS + QUIET, "nothing was said of it");
+        assert!(started.judge(false, settled, 0, 699 * MS));
+        assert!(!started.judge(false, settled, 0, 700 * MS));
+        assert!(!GoFirst::new(1, 1 << 20, &[]).judge(false, Some(1400 * MS), 0, 1000 * MS), "not for ever");
     }
 }

@@ -61,7 +61,7 @@ impl Guests {
                 true => vec![None; prepared.index.content_count() as usize],
                 false => Vec::new(),
             },
-            go_first: GoFirst::new(config.hosts.len(), expected_bytes),
+            go_first: GoFirst::new(config.hosts.len(), expected_bytes, guests),
         }
     }
 }
@@ -118,6 +118,7 @@ impl Transfer {
                     self.session.fail(host, error.to_string(), now);
                 } else {
                     self.guests.share_faults(host, &want, now);
+                    self.follow(&want);
                 }
                 None
             }

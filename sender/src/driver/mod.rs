@@ -16,6 +16,7 @@ mod offers;
 mod outcome;
 mod queue;
 mod steer;
+mod todo;
 mod transmit;
 
 pub use cancel::{CANCELLED, Vouch};
@@ -28,25 +29,25 @@ use crate::departure::{Pace, Told};
 use crate::encode::EncodedBlock;
 use crate::handover::journal::Journal;
 use crate::prepare::Prepared;
-use crate::session::{Phase, SegmentSpec, Session};
+use crate::session::{Phase, Session};
 use crate::window::Window;
 use cancel::Cancelling;
 use catch_up::Again;
 use circles::Circles;
 use control::{Connections, Link};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
-use encoders::{Encoded, Encoders, Threads, scaled};
+use encoders::{Encoded, Encoders, Threads};
 use fec::CostModel;
 use guests::Guests;
 use leavers::Departures;
-use offers::{channel_specs, offers};
+use offers::{channel_specs, needed_by, offers, segment_specs};
 use queue::Queue;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+use todo::Stripes;
 use transmit::Transmitter;
 use wire::control::ToHost;
 
@@ -63,6 +64,9 @@ const HAPPENINGS_AT_ONCE: usize = 128;
 /// Batches sent between two looks at the other threads.
 const BATCHES_AT_ONCE: usize = 8;
 
+/// With guests, stripes handed to each thread: it has work, and what is next is decided late.
+const AHEAD_WITH_GUESTS: usize = 2;
+
 /// A running transfer.
 pub struct Transfer {
     config: TransferConfig,
@@ -77,17 +81,14 @@ pub struct Transfer {
     unicast_channel: Vec<Option<usize>>,
     /// For each block, its stripe and its place there.
     origins: Vec<(usize, usize)>,
-    stripe_segments: Vec<usize>,
+    stripes: Stripes,
     schedule: Schedule,
-    /// Per segment: stripes not encoded yet.
-    todo: Vec<Range<usize>>,
     /// Per channel: stripes being encoded.
     encoding: Vec<usize>,
     /// Per segment: the hosts that need it, which may be fewer than its channel has.
     needed_by: Vec<Vec<usize>>,
     /// Per host: encoded bytes that it needs.
     needed_bytes: Vec<u64>,
-    stripe_bytes: u64,
     again: Again,
     guests: Guests,
     departures: Departures,
@@ -116,39 +117,14 @@ impl Transfer {
         let dests = channels.iter().map(|spec| Some(SocketAddr::new(spec.group?, config.multicast_port)));
         let transmitter = Transmitter::new(config.interface.clone(), config.options, dests.collect());
         let window = Window::new(&channels);
-        let ratio = config.encode.ratio;
         let circles = Circles::new(prepared, &config);
-        let segments: Vec<SegmentSpec> = (schedule.segments.iter())
-            .map(|scheduled| SegmentSpec {
-                channel: scheduled.channel,
-                expected_bytes: prepared.expected_bytes(scheduled.segment, ratio).max(1),
-                circle: circles.of_segment(scheduled.segment),
-            })
-            .collect();
-        let (mut stripes, mut stripe_segments) = (Vec::new(), Vec::new());
-        let (mut todo, mut needed_by) = (Vec::new(), Vec::new());
-        for (position, scheduled) in schedule.segments.iter().enumerate() {
-            let more = prepared.stripes(scheduled.segment);
-            todo.push(stripes.len()..stripes.len() + more.len());
-            let needing = prepared.segments[scheduled.segment].hosts.iter().map(usize::from);
-            let members = &schedule.channels[scheduled.channel].hosts;
-            needed_by.push(needing.filter(|host| members.contains(host)).collect());
-            stripe_segments.extend(std::iter::repeat_n(position, more.len()));
-            stripes.extend(more);
-        }
-        let mut unicast_channel = vec![None; config.hosts.len()];
-        for (index, channel) in schedule.channels.iter().enumerate() {
-            if channel.group.is_none() {
-                unicast_channel[channel.hosts[0]] = Some(index);
-            }
-        }
+        let segments = segment_specs(prepared, schedule, &circles, config.encode.ratio);
+        let (stripes, kept) = Stripes::cut(prepared, schedule, &config);
         let cost_model = CostModel::measure(|| start.elapsed());
         let mut session =
             Session::new(config.session.clone(), cost_model, config.hosts.len(), channels, &segments);
-        for position in 0..segments.len() {
-            if !stripe_segments.contains(&position) {
-                session.handle_segment_encoded(position);
-            }
+        for (position, _) in kept.todo.iter().enumerate().filter(|(_, todo)| todo.is_done()) {
+            session.handle_segment_encoded(position);
         }
         let offers = offers(prepared, &config, &circles);
         let targets = config.hosts.iter().cloned().zip(offers).collect();
@@ -175,15 +151,13 @@ impl Transfer {
             departures: Departures::default(),
             cancelling: Cancelling::default(),
             out,
-            unicast_channel,
+            unicast_channel: (0..hosts).map(|host| schedule.unicast_channel(host)).collect(),
             origins: Vec::new(),
-            stripe_segments,
-            schedule: schedule.clone(),
+            stripes: kept,
             encoding: vec![0; schedule.channels.len()],
-            todo,
-            needed_by,
+            needed_by: needed_by(prepared, schedule),
+            schedule: schedule.clone(),
             needed_bytes: vec![0; hosts],
-            stripe_bytes: scaled((crate::prepare::STRIPE_CONTENTS * pages::PAGE_SIZE) as u64, ratio),
             again: Again::default(),
             start,
             complete_at: vec![None; hosts],
@@ -296,7 +270,7 @@ impl Transfer {
         if self.cancelling.is_broken() {
             return;
         }
-        let segment = self.stripe_segments[stripe];
+        let segment = self.stripes.segment_of(stripe);
         self.encoding[self.schedule.segments[segment].channel] -= 1;
         for (place, block) in blocks.into_iter().enumerate() {
             let len = u32::try_from(block.bytes.len()).expect("at most 1 MiB");
@@ -315,7 +289,8 @@ impl Transfer {
         if !self.config.guests.is_empty() {
             self.session.announce_now();
         }
-        if self.stripe_segments.get(stripe + 1) != Some(&segment) {
+        self.stripes.todo[segment].end();
+        if self.stripes.todo[segment].is_done() {
             self.session.handle_segment_encoded(segment);
         }
     }
@@ -328,10 +303,10 @@ impl Transfer {
         // Working sets are what clones wait for; the rest would keep them waiting.
         let end = match self.guests.go_first(self.start.elapsed()) {
             true => self.schedule.first,
-            false => self.todo.len(),
+            false => self.stripes.todo.len(),
         };
         while let Some(segment) = (0..end).find(|segment| self.wants(*segment)) {
-            if let Some(stripe) = self.todo[segment].next() {
+            if let Some(stripe) = self.stripes.todo[segment].begin() {
                 self.encoders.start_on(stripe);
                 self.encoding[self.schedule.segments[segment].channel] += 1;
             }
@@ -339,12 +314,15 @@ impl Transfer {
     }
 
     fn wants(&self, segment: usize) -> bool {
-        if self.todo[segment].is_empty() {
+        if self.stripes.todo[segment].is_begun() {
             return false;
         }
-        let pending = |stripes: usize| stripes as u64 * self.stripe_bytes;
+        let pending = |stripes: usize| stripes as u64 * self.stripes.bytes;
         let channel = self.schedule.segments[segment].channel;
         let all = self.encoding.iter().sum();
+        if !self.config.guests.is_empty() && all >= self.config.threads.max(1) * AHEAD_WITH_GUESTS {
+            return false;
+        }
         self.session.wants_blocks(segment, pending(self.encoding[channel]), pending(all))
     }
 

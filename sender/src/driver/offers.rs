@@ -1,10 +1,10 @@
 //! What the hosts are told first, and the keys of a session.
 
 use super::circles::Circles;
-use super::{HostTarget, Schedule, TransferConfig};
+use super::{HostTarget, Schedule, ScheduledSegment, TransferConfig};
 use crate::guests;
 use crate::prepare::Prepared;
-use crate::session::ChannelSpec;
+use crate::session::{ChannelSpec, SegmentSpec};
 use std::collections::HashSet;
 use wire::ChannelId;
 use wire::control::{Offer, ToHost, VmOffer};
@@ -29,6 +29,31 @@ pub(super) fn channel_specs(schedule: &Schedule) -> Vec<ChannelSpec> {
         }
     });
     specs.collect()
+}
+
+/// What the session is told of a schedule's segments, whose contents are encoded to `ratio` of theirs.
+pub(super) fn segment_specs(
+    prepared: &Prepared,
+    schedule: &Schedule,
+    circles: &Circles,
+    ratio: f64,
+) -> Vec<SegmentSpec> {
+    let spec = |scheduled: &ScheduledSegment| SegmentSpec {
+        channel: scheduled.channel,
+        expected_bytes: prepared.expected_bytes(scheduled.segment, ratio).max(1),
+        circle: circles.of_segment(scheduled.segment),
+    };
+    schedule.segments.iter().map(spec).collect()
+}
+
+/// The hosts that need each of a schedule's segments, which may be fewer than its channel has.
+pub(super) fn needed_by(prepared: &Prepared, schedule: &Schedule) -> Vec<Vec<usize>> {
+    let hosts = |scheduled: &ScheduledSegment| {
+        let needing = prepared.segments[scheduled.segment].hosts.iter().map(usize::from);
+        let members = &schedule.channels[scheduled.channel].hosts;
+        needing.filter(|host| members.contains(host)).collect()
+    };
+    schedule.segments.iter().map(hosts).collect()
 }
 
 /// Each host's offer: the VMs that go there.

@@ -120,9 +120,8 @@ impl Transfer {
     /// Whether a host has all blocks that it needs.
     fn has_all_blocks(&self, host: usize) -> bool {
         let needs = |segment: &usize| self.needed_by[*segment].contains(&host);
-        let encoded = (0..self.todo.len()).filter(needs).all(|segment| {
-            self.todo[segment].is_empty() && self.encoding[self.schedule.segments[segment].channel] == 0
-        });
+        let todo = &self.stripes.todo;
+        let encoded = (0..todo.len()).filter(needs).all(|segment| todo[segment].is_done());
         let (done, known) = self.session.progress(host);
         encoded && done >= known
     }

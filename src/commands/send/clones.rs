@@ -54,6 +54,7 @@ pub(super) fn guests(plan: &Plan, args: &Clone, sources: &Sources) -> Outcome<Ve
             clones: clones.collect(),
             working_set: working_set(args, planned, sources.images[usize::from(vm)].page_count())?,
             paging,
+            settle: if launch.kind == "qemu" { vmm::qemu::SETTLE } else { Duration::ZERO },
         });
     }
     if guests.is_empty() {

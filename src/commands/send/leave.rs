@@ -182,6 +182,7 @@ pub(super) fn begin(args: &Send, plan: &Plan, interrupt: &AtomicBool) -> Outcome
             leaves: Some(LeaveOffer { whole, outline: departure.outline().to_vec() }),
             working_set: Vec::new(),
             paging: Paging::default(),
+            settle: Duration::ZERO,
             clones: vec![(host, leaving.vm.clone())],
         });
         let handed_over = departure.is_handed_over();

@@ -27,7 +27,7 @@ mod state;
 pub mod stream;
 
 pub use capture::{CaptureOptions, Captured, Standing, Way, capture, capture_for_transfer};
-pub use emit::{EmitFaults, EmitMode, EmitOptions, EmitProgress, EmitReport, Emitter};
+pub use emit::{EmitFaults, EmitMode, EmitOptions, EmitProgress, EmitReport, Emitter, SETTLE};
 pub use error::QemuError;
 pub use keeper::Keeper;
 pub use launch::{Identity, Launch, Vm};

@@ -3,7 +3,7 @@
 use super::super::error::QemuError;
 use super::super::stream::StreamError;
 use super::pages::PageQueue;
-use super::{EmitOptions, EmitProgress, EmitReport, percentile};
+use super::{EmitOptions, EmitProgress, EmitReport, SETTLE, percentile};
 use crate::lazy::{LazyImage, News};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::io::{self, Read, Write};
@@ -25,9 +25,6 @@ const POLL_MS: u16 = 50;
 const TELL_EVERY: Duration = Duration::from_millis(100);
 /// A guest that has settled and asked for nothing for so long has what it needs to go on.
 const QUIET_MS: u16 = 30;
-/// Before a guest has run for so long it has not settled: one whose working set went ahead asks for nothing while it fills caches and
-/// translates its code anew, and needs the CPU for that.
-const SETTLE: Duration = Duration::from_millis(500);
 /// Most bytes of answers that are held: a bitmap and what is around it.
 const INPUT_BYTES_MAX: usize = 33 << 20;
 

@@ -37,6 +37,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+/// Before a guest has run for so long under QEMU it has not settled: one whose working set went ahead asks for nothing while it fills
+/// caches and translates its code anew, and needs the CPU for that. What nobody waits for is held back.
+pub const SETTLE: Duration = Duration::from_millis(500);
+
 /// When the VM starts.
 #[derive(Copy, Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
