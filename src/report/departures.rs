@@ -34,6 +34,9 @@ pub(crate) struct DepartureReport {
     pub(crate) dirty_pages_per_s: u32,
     /// Pages that were newer than those in blocks when it stopped.
     pub(crate) stale_pages: u32,
+    /// Of those, the ones that had changed since they were last brought to its host: what it stood for.
+    #[serde(default)]
+    pub(crate) late_pages: u32,
     /// Pages sent by themselves: those, and answers to its faults.
     pub(crate) answered_pages: u64,
     /// Encoded bytes of these. What came in blocks is shared with other VMs: `network` has it.
@@ -71,6 +74,7 @@ impl DepartureReport {
             rounds: figures.rounds,
             dirty_pages_per_s: figures.dirty_pages_per_s,
             stale_pages: figures.stale_pages,
+            late_pages: figures.late_pages,
             answered_pages: figures.answered_pages,
             answered_bytes: figures.answered_bytes,
             classes,
@@ -97,6 +101,9 @@ impl DepartureReport {
         }
         if self.stopped_s.is_some() {
             let _ = write!(words, ", {} stale pages", self.stale_pages);
+            if self.rounds > 0 {
+                let _ = write!(words, ", {} of them late", self.late_pages);
+            }
         }
         let _ = write!(words, ", {} dirty pages/s", self.dirty_pages_per_s);
         if self.answered_pages > 0 {

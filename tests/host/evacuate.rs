@@ -198,12 +198,13 @@ fn say(what: &str, status: &Value) {
         figure["secs"].as_f64().unwrap_or(f64::NAN) + figure["nanos"].as_f64().unwrap_or(f64::NAN) / 1e9
     };
     println!(
-        "{what}: {} {}: stood {:.0} ms, evicted after {:.2} s, {} stale pages, {} rounds; {}",
+        "{what}: {} {}: stood {:.0} ms, evicted after {:.2} s, {} stale pages, {} of them late, {} rounds; {}",
         status["vm"],
         status["state"],
         (time("running") - time("stopped")) * 1e3,
         time("released"),
         status["figures"]["stale_pages"],
+        status["figures"]["late_pages"],
         status["figures"]["rounds"],
         status["reason"],
     );
@@ -221,6 +222,9 @@ fn check_report(sent: &Sent, vms: usize, pages_min: u64) {
         assert!(number("downtime_s") < number("evicted_s") && number("stopped_s") < number("evicted_s"));
         assert!(number("answered_pages") >= number("stale_pages") && number("answered_bytes") > 0.0);
         assert!(number("dirty_pages_per_s") > 0.0 && number("stale_pages") > 0.0, "{departure}");
+        // What rounds brought before is not sent again.
+        let (late, stale) = (number("late_pages"), number("stale_pages"));
+        assert!(if number("rounds") > 0.0 { late < stale } else { late == stale }, "{departure}");
         let classes = departure["classes"].as_array().expect("classes");
         let pages: u64 = classes.iter().map(|class| class["pages"].as_u64().expect("a number")).sum();
         assert!(pages >= pages_min, "{departure}");

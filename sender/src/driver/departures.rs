@@ -18,7 +18,9 @@ impl Transfer {
     pub(super) fn departures_accepted(&mut self, host: usize) {
         for index in 0..self.departures.list.len() {
             if self.departures.list[index].host == host {
-                self.departures.list[index].accepted = true;
+                let leaver = &mut self.departures.list[index];
+                leaver.accepted = true;
+                leaver.missed = leaver.figures.rounds > 0;
                 self.departure_input(index, Input::Connected);
             }
         }
@@ -130,12 +132,12 @@ impl Transfer {
         self.say_of(index, SourceWord::Decision);
     }
 
-    /// Which pages are stale, those pages, and the device state.
+    /// Which pages are stale that its host does not know of, those pages, and the device state.
     pub(super) fn send_state(&mut self, index: usize) {
         let leaver = &self.departures.list[index];
-        let Some(stood) = leaver.stood.clone() else { return };
+        let (Some(stood), Some(late)) = (leaver.stood.clone(), leaver.late().cloned()) else { return };
         let (vm, host) = (leaver.vm, leaver.host);
-        self.tell_stale(index, &stood.newest.stale);
+        self.tell_stale(index, &late);
         let attachments = stood.attachments.iter().map(|(name, bytes)| attachment_offer(name, bytes));
         self.say_of(index, SourceWord::State { attachments: attachments.collect() });
         if let Some(queue) = &self.queues[host] {
@@ -144,7 +146,7 @@ impl Transfer {
             }
         }
         // A guest's first faults are answered before these.
-        self.guests.service.push(host, vm, &stood.newest.stale, true);
+        self.guests.service.push(host, vm, &late, true);
     }
 
     /// These pages come in newer versions.
@@ -222,6 +224,7 @@ impl Transfer {
         }
         self.guests.newest.insert(leaver.vm, Arc::clone(&stood.newest.source));
         leaver.stood = Some(stood);
+        leaver.figures.late_pages = leaver.late().map_or(0, Bitmap::count);
         match leaver.state {
             // Found in the journal.
             State::HandedOver => self.send_state(index),

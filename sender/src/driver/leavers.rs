@@ -43,6 +43,9 @@ pub struct DepartureFigures {
     pub released: Option<Duration>,
     /// Pages that were newer than those in blocks when it stopped.
     pub stale_pages: u32,
+    /// Of those, the ones that had changed since they were last brought to its host: what it stood for.
+    #[serde(default)]
+    pub late_pages: u32,
     /// Looks at what had changed while it ran.
     pub rounds: u32,
     /// Different pages that changed each second: in the last of them, or from the first pass until it stopped.
@@ -82,6 +85,8 @@ pub(super) struct Leaver {
     pub(super) epoch: u32,
     /// Its host is connected and has accepted.
     pub(super) accepted: bool,
+    /// Its host may not have been told of all looks at what changed, as it was not connected all the while.
+    pub(super) missed: bool,
     /// What the actor has not answered.
     pub(super) pending: u32,
     pub(super) stopping: bool,
@@ -135,6 +140,7 @@ impl Departures {
                 stood: None,
                 epoch: 0,
                 accepted: false,
+                missed: false,
                 pending: 0,
                 stopping: false,
                 deciding: false,
@@ -186,6 +192,12 @@ impl Departures {
 }
 
 impl Leaver {
+    /// Once it stands: pages that its host does not have in their newest versions, and has not been told of.
+    pub(super) fn late(&self) -> Option<&Bitmap> {
+        let newest = &self.stood.as_ref()?.newest;
+        Some(if self.missed { &newest.stale } else { &newest.fresh })
+    }
+
     pub(super) fn ask(&mut self, ask: Ask) {
         self.pending += 1;
         self.actor.ask(ask);
