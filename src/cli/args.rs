@@ -229,7 +229,7 @@ pub(crate) struct Send {
     /// VMs that run here: pre-copy (all of it while it runs here), post-copy (all of it while it runs there), or hybrid
     #[arg(long, default_value = "hybrid", value_parser = parse::mode, value_name = "precopy|postcopy|hybrid")]
     pub(crate) mode: Mode,
-    /// Pre-copy: milliseconds for which a VM may stand
+    /// Pre-copy: milliseconds for which a VM may stand; it stops when what changed could be brought in half of them
     #[arg(long, default_value = "300", value_parser = parse::milliseconds, value_name = "MS")]
     pub(crate) downtime_limit: Duration,
     /// Seconds of pre-copy: then a VM moves as it is (hybrid), or stays (pre-copy)

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use vmm::image::{ImageError, ImageFormat, MappedImage};
-use vmm::qemu::capture::{DepartFiles, DepartingVm, resume_stopped};
+use vmm::qemu::capture::{DepartFiles, DepartingVm, may_be_followed, resume_stopped};
 use vmm::qemu::{DeviceState, QemuError, Qmp, QmpError};
 use wire::limits::OUTLINE_BYTES_MAX;
 
@@ -118,7 +118,8 @@ pub struct QemuDeparture {
 
 impl QemuDeparture {
     /// Takes the first pass over a running VM's memory, into `memory` (a directory on a tmpfs); or finds what an earlier process
-    /// handed over. A VM that an earlier one left standing without a decision runs on first.
+    /// handed over. A VM that an earlier one left standing without a decision runs on first. `follows`: it will be followed, in
+    /// pre-copy.
     ///
     /// # Errors
     /// [`DepartureError`]: the VM runs on.
@@ -126,6 +127,7 @@ impl QemuDeparture {
         leaving: &Leaving,
         journal: &Journal,
         memory: &Path,
+        follows: bool,
         cancel: &AtomicBool,
     ) -> Result<Self, DepartureError> {
         let files = Files(memory.join(&leaving.vm));
@@ -135,6 +137,9 @@ impl QemuDeparture {
         let mut qmp = Qmp::connect(&leaving.monitor, MONITOR_WITHIN)?;
         if journal.find(&leaving.vm)?.is_some() {
             resume_stopped(&mut qmp)?;
+        }
+        if follows {
+            may_be_followed(&mut qmp)?;
         }
         files.remove();
         std::fs::create_dir_all(memory)

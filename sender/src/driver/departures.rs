@@ -137,6 +137,7 @@ impl Transfer {
         let leaver = &self.departures.list[index];
         let (Some(stood), Some(late)) = (leaver.stood.clone(), leaver.late().cloned()) else { return };
         let (vm, host) = (leaver.vm, leaver.host);
+        self.departures.list[index].figures.late_pages = late.count();
         self.tell_stale(index, &late);
         let attachments = stood.attachments.iter().map(|(name, bytes)| attachment_offer(name, bytes));
         self.say_of(index, SourceWord::State { attachments: attachments.collect() });
@@ -204,7 +205,8 @@ impl Transfer {
         let now = self.start.elapsed();
         let leaver = &mut self.departures.list[index];
         leaver.epoch += 1;
-        let since = leaver.round_at.map_or(now, |at| now.saturating_sub(at)).max(Duration::from_millis(1));
+        leaver.brought_from = Some(now);
+        let since = leaver.looked_at.map_or(now, |at| now.saturating_sub(at)).max(Duration::from_millis(1));
         leaver.figures.dirty_pages_per_s = per_second(newest.fresh.count(), since);
         leaver.figures.rounds += 1;
         let (vm, host) = (leaver.vm, leaver.host);
@@ -224,7 +226,6 @@ impl Transfer {
         }
         self.guests.newest.insert(leaver.vm, Arc::clone(&stood.newest.source));
         leaver.stood = Some(stood);
-        leaver.figures.late_pages = leaver.late().map_or(0, Bitmap::count);
         match leaver.state {
             // Found in the journal.
             State::HandedOver => self.send_state(index),

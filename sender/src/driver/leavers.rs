@@ -13,9 +13,6 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 use wire::control::{FaultFigures, PageRange};
 
-/// A look at what changed takes about so long in itself.
-pub(super) const ROUND_MIN: Duration = Duration::from_millis(150);
-
 /// A VM that runs here, and is to leave; or one that an earlier process handed over.
 pub struct Departure {
     /// Index of the VM.
@@ -96,7 +93,9 @@ pub(super) struct Leaver {
     /// When the state is to be sent again.
     pub(super) again_at: Option<Duration>,
     /// When the last look at what changed began.
-    pub(super) round_at: Option<Duration>,
+    pub(super) looked_at: Option<Duration>,
+    /// When what it found began to be brought.
+    pub(super) brought_from: Option<Duration>,
     pub(super) taken_at: Instant,
     /// It ran at its host, and has ended there.
     pub(super) over: bool,
@@ -146,7 +145,8 @@ impl Departures {
                 deciding: false,
                 told_at: Duration::ZERO,
                 again_at: None,
-                round_at: None,
+                looked_at: None,
+                brought_from: None,
                 taken_at,
                 over: false,
                 figures: DepartureFigures::default(),

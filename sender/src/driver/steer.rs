@@ -1,7 +1,7 @@
 //! When a VM that leaves stops here.
 
 use super::Transfer;
-use super::leavers::{Departures, Leaver, ROUND_MIN};
+use super::leavers::{Departures, Leaver};
 use crate::departure::{Ask, Mode};
 use crate::handover::State;
 use crate::session::Phase;
@@ -91,12 +91,12 @@ impl Transfer {
                 return self.abandon(index, &why);
             }
             Mode::Precopy if !brought || !self.has_written(leaver.host) => return,
-            Mode::Precopy => match leaver.round_at {
-                // What the last round brought took so long, and so does what has changed meanwhile.
-                Some(at) if now.saturating_sub(at) <= pace.downtime_limit.max(ROUND_MIN) => true,
+            Mode::Precopy => match leaver.brought_from {
+                // What the last round brought took so long, and so does what has changed meanwhile; half is for all else.
+                Some(at) if now.saturating_sub(at) <= pace.downtime_limit / 2 => true,
                 _ => {
                     let leaver = &mut self.departures.list[index];
-                    leaver.round_at = Some(now);
+                    leaver.looked_at = Some(now);
                     return leaver.ask(Ask::Follow);
                 }
             },

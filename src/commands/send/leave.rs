@@ -169,8 +169,9 @@ pub(super) fn begin(args: &Send, plan: &Plan, interrupt: &AtomicBool) -> Outcome
     });
     // For whoever comes after a sender that died.
     std::fs::write(folder.join(MEMORY_NOTE), memory.as_os_str().as_encoded_bytes()).or_exit(Exit::System)?;
-    let begun = first_passes(&tasks, &journal, &memory, interrupt).inspect_err(|_| remove_empty(&memory))?;
     let whole = args.mode == Mode::Precopy;
+    let begun =
+        first_passes(&tasks, &journal, &memory, whole, interrupt).inspect_err(|_| remove_empty(&memory))?;
     let (mut images, mut guests, mut departures) = (Vec::new(), Vec::new(), Vec::new());
     for ((vm, (host, leaving)), departure) in (0..).zip(tasks).zip(begun) {
         images.push(Arc::clone(departure.image()));
@@ -201,10 +202,12 @@ fn first_passes(
     tasks: &[(usize, Leaving)],
     journal: &Journal,
     memory: &Path,
+    follows: bool,
     interrupt: &AtomicBool,
 ) -> Outcome<Vec<QemuDeparture>> {
     let begun: Vec<_> = std::thread::scope(|scope| {
-        let begin = |leaving| scope.spawn(move || QemuDeparture::begin(leaving, journal, memory, interrupt));
+        let begin =
+            |leaving| scope.spawn(move || QemuDeparture::begin(leaving, journal, memory, follows, interrupt));
         let threads: Vec<_> = tasks.iter().map(|(_, leaving)| begin(leaving)).collect();
         threads.into_iter().map(|thread| thread.join().expect("the first pass does not panic")).collect()
     });

@@ -125,6 +125,16 @@ fn a_departing_vm_can_go_on_until_it_has_settled_and_its_pages_are_told_apart_by
     vm.resume().unwrap();
     drop(vm);
     ticks_on(&mut source);
+    // Stopped by its owner meanwhile, QEMU switches over by itself.
+    let (mut vm, _) = depart("paused");
+    vm.follow(Duration::from_millis(1)).unwrap();
+    source.qmp.execute("stop", Value::Null).unwrap();
+    vm.follow(Duration::from_millis(200)).unwrap();
+    vm.follow(Duration::from_millis(1)).unwrap();
+    assert!(!vm.stop().unwrap().devices.is_empty());
+    vm.resume().unwrap();
+    drop(vm);
+    ticks_on(&mut source);
     // A process that dies before it settles leaves it running.
     let (mut vm, _) = depart("dropped");
     vm.stop().unwrap();

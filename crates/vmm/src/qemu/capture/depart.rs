@@ -18,7 +18,7 @@
 //! their marks, but under TCG leaves the CPUs' TLBs as they are (`num_dirty` in `cpu_physical_memory_sync_dirty_bitmap` counts other pages
 //! only; seen in 10.0): from then on writes to these pages are not noticed, and their newest versions never sent. Where the switch-over
 //! follows at once, as in QEMU's own migrations, that does no harm. So the limit is nothing here, and one byte in
-//! [`follow`](DepartingVm::follow).
+//! [`follow`](DepartingVm::follow). (With nothing left and leave to switch over, QEMU does so under a limit of nothing, too.)
 
 use super::super::error::QemuError;
 use super::super::qmp::Qmp;
@@ -26,7 +26,7 @@ use super::super::state::{DeviceState, Fingerprint};
 use super::super::stream::{BlockPlan, Parser, ReturnMessage, split_tail};
 use super::live::Sink;
 use super::ram_file::RamFile;
-use super::settings::{self, Settings};
+use super::settings::{self, HELD_BANDWIDTH, LOOK_BANDWIDTH, Settings};
 use super::versions::Versions;
 use super::{driver, readiness};
 use crate::lazy::LazyError;
@@ -46,11 +46,7 @@ const BUFFER_BYTES: usize = 1 << 20;
 const POLL_MS: u16 = 10;
 /// A tail without a description that nothing follows for so long is whole.
 const QUIET: Duration = Duration::from_millis(60);
-/// What QEMU may send while nobody takes pages: enough to stay alive. Bytes per second.
-const HELD_BANDWIDTH: u64 = 16 << 10;
-/// With this bandwidth at a switch-over, in bytes per second, a downtime limit of 1 ms is one byte.
-const LOOK_BANDWIDTH: (&str, u64) = ("avail-switchover-bandwidth", 1000);
-/// Longest time without a byte of a source that is to send.
+/// Longest time without a page or device state of a source that is to send.
 const STALL_WITHIN: Duration = Duration::from_secs(60);
 /// How often QEMU is asked whether it has looked at what changed.
 const ASK_EVERY: Duration = Duration::from_millis(5);
@@ -62,6 +58,28 @@ pub struct DepartFiles {
     pub first: PathBuf,
     /// Later versions, at the same offsets.
     pub newer: PathBuf,
+}
+
+/// Whether anything of use still comes. (QEMU that has nothing to send sends empty sections.)
+struct Progress {
+    taken: u64,
+    at: Instant,
+}
+
+impl Progress {
+    fn new() -> Self {
+        Self { taken: 0, at: Instant::now() }
+    }
+
+    fn note(&mut self, taken: u64, what: &'static str) -> Result<(), QemuError> {
+        if taken != self.taken {
+            (self.taken, self.at) = (taken, Instant::now());
+        }
+        if self.at.elapsed() > STALL_WITHIN {
+            return Err(QemuError::TimedOut { what, within: STALL_WITHIN });
+        }
+        Ok(())
+    }
 }
 
 /// See the module's text.
@@ -76,8 +94,6 @@ pub struct DepartingVm {
     path: PathBuf,
     stream_bytes: u64,
     stopped_at: Option<Instant>,
-    /// Its CPUs are emulated.
-    tcg: bool,
 }
 
 impl DepartingVm {
@@ -123,7 +139,6 @@ impl DepartingVm {
             path: files.first.clone(),
             stream_bytes: 0,
             stopped_at: None,
-            tcg: fingerprint.accelerator == "tcg",
         };
         let first_pass = vm.first_pass(cancel).and_then(|()| vm.hold());
         if let Err(error) = first_pass {
@@ -167,22 +182,20 @@ impl DepartingVm {
             newer: Bitmap::new(0),
             fresh: Bitmap::new(0),
             answers: Vec::new(),
+            pages: 0,
         };
         Ok((ours, versions))
     }
 
     fn first_pass(&mut self, cancel: &AtomicBool) -> Result<(), QemuError> {
-        let mut moved = Instant::now();
+        let mut progress = Progress::new();
         while self.sink.seen.is_empty() || !self.sink.seen.is_full() {
             if cancel.load(Relaxed) {
                 let reason = "it was cancelled here".to_owned();
                 return Err(QemuError::Migration { status: "cancelled".to_owned(), reason });
             }
-            if self.turn()? {
-                moved = Instant::now();
-            } else if moved.elapsed() > STALL_WITHIN {
-                return Err(QemuError::TimedOut { what: "any page", within: STALL_WITHIN });
-            }
+            self.turn()?;
+            progress.note(self.sink.taken(), "any page")?;
         }
         self.sink.sink.ram.flush()?;
         self.sink.newer_file.flush()
@@ -196,41 +209,39 @@ impl DepartingVm {
     }
 
     /// Takes what changed, for so long at least; the pages that are newer in `newer` than they were when this was last asked. The VM
-    /// runs on.
+    /// runs on. Not for those that [`may_be_followed`] refuses: their pages may be wrong afterwards.
     ///
     /// # Errors
     ///
-    /// [`QemuError::Refused`] for QEMU 8.1 under TCG, which cannot be had to look only when nothing is left; QEMU's, the stream's, the
-    /// system's.
+    /// QEMU's, the stream's, the system's.
     pub fn follow(&mut self, within: Duration) -> Result<Bitmap, QemuError> {
+        // Stopped by its owner or by itself, it needs no leave to switch over; while it does, its monitor does not answer.
+        if self.parser.in_tail() {
+            return Ok(self.take_fresh());
+        }
         let mut looking = json!({"max-bandwidth": 0, "downtime-limit": 1});
         if self.saved.knows(LOOK_BANDWIDTH.0) {
             looking[LOOK_BANDWIDTH.0] = LOOK_BANDWIDTH.1.into();
-        } else if self.tcg {
-            return Err(QemuError::refused(format!(
-                "QEMU {} under TCG may lose pages that change while it is followed: let it leave by hybrid or postcopy, or take QEMU 8.2",
-                self.qmp.version()
-            )));
         }
         let looks = self.looks()?;
         self.qmp.execute("migrate-set-parameters", looking)?;
-        let until = Instant::now() + within;
-        let mut asked = until;
+        let mut ask_at = Instant::now() + within;
+        let mut progress = Progress::new();
         loop {
             self.turn()?;
-            if Instant::now() < asked {
-                continue;
-            }
-            // The second one comes when all that the first one found was sent.
-            if self.looks()? >= looks + 2 {
+            progress.note(self.sink.taken(), "a look at what changed")?;
+            if self.parser.in_tail() {
                 break;
             }
-            asked = Instant::now() + ASK_EVERY;
-            if asked > until + STALL_WITHIN {
-                return Err(QemuError::TimedOut { what: "a look at what changed", within: STALL_WITHIN });
+            if Instant::now() >= ask_at {
+                // The second one comes when all that the first one found was sent.
+                if self.looks()? >= looks + 2 {
+                    self.hold()?;
+                    break;
+                }
+                ask_at = Instant::now() + ASK_EVERY;
             }
         }
-        self.hold()?;
         self.sink.newer_file.flush()?;
         Ok(self.take_fresh())
     }
@@ -265,25 +276,23 @@ impl DepartingVm {
     ///
     /// As [`follow`](Self::follow); then [`resume`](Self::resume) is to be called.
     pub fn stop(&mut self) -> Result<DeviceState, QemuError> {
-        // What is left of an earlier look is sent while it runs on, and then it stops: at once, if nothing is left.
-        self.qmp.execute("migrate-set-parameters", json!({"max-bandwidth": 0, "downtime-limit": 0}))?;
         self.stopped_at = Some(Instant::now());
-        self.sink.answers.extend(ReturnMessage::SwitchoverAck.encode());
-        let mut moved = Instant::now();
+        if !self.parser.in_tail() {
+            // What is left of an earlier look is sent while it runs on, and then it stops: at once, if nothing is left.
+            self.qmp.execute("migrate-set-parameters", json!({"max-bandwidth": 0, "downtime-limit": 0}))?;
+            self.sink.answers.extend(ReturnMessage::SwitchoverAck.encode());
+        }
+        let mut progress = Progress::new();
         loop {
-            if self.turn()? {
-                moved = Instant::now();
-            }
+            self.turn()?;
+            progress.note(self.sink.taken(), "the device state")?;
             let tail = self.sink.sink.tail();
             if self.parser.in_tail() && self.len == 0
                 && let Ok(parts) = split_tail(tail)
                 // A description ends with its length; a bare end mark could be any zero byte.
-                && (!parts.description.is_empty() || moved.elapsed() > QUIET)
+                && (!parts.description.is_empty() || progress.at.elapsed() > QUIET)
             {
                 break;
-            }
-            if moved.elapsed() > STALL_WITHIN {
-                return Err(QemuError::TimedOut { what: "the device state", within: STALL_WITHIN });
             }
         }
         self.sink.newer_file.flush()?;
@@ -345,8 +354,8 @@ impl DepartingVm {
         self.stopped_at
     }
 
-    /// Reads and answers once; whether anything came.
-    fn turn(&mut self) -> Result<bool, QemuError> {
+    /// Reads and answers once.
+    fn turn(&mut self) -> Result<(), QemuError> {
         self.write_answers()?;
         let Some(socket) = &mut self.socket else {
             return Err(QemuError::refused("its stream is over"));
@@ -373,7 +382,7 @@ impl DepartingVm {
         let used = self.parser.feed(&self.buffer[..self.len], |event| sink.event(event))?;
         self.buffer.copy_within(used..self.len, 0);
         self.len -= used;
-        Ok(came > 0)
+        Ok(())
     }
 
     /// QEMU's own reason is better than ours, if it has one.
@@ -396,15 +405,4 @@ impl DepartingVm {
         }
         Ok(())
     }
-}
-
-/// A VM that an earlier process took: its QEMU stands, or has run on by itself.
-///
-/// # Errors
-///
-/// The monitor's.
-pub fn resume_stopped(qmp: &mut Qmp) -> Result<(), QemuError> {
-    driver::abandon(qmp, true);
-    let running = qmp.execute("query-status", Value::Null)?["running"] == true;
-    if running { Ok(()) } else { Err(QemuError::refused("it does not run on")) }
 }

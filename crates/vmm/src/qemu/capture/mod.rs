@@ -23,7 +23,8 @@ mod shared;
 mod standing;
 mod versions;
 
-pub use depart::{DepartFiles, DepartingVm, resume_stopped};
+pub use depart::{DepartFiles, DepartingVm};
+pub use driver::{may_be_followed, resume_stopped};
 pub use evacuate::{EvacuateOptions, Evacuated, Switched, evacuate};
 pub use live::import_stream;
 pub use mapped::import_mapped_ram;
@@ -206,6 +207,13 @@ fn take(qmp: &mut Qmp, mut options: CaptureOptions<'_>, in_place: bool) -> Resul
     let shared = shared::backing_files(qmp, &fingerprint)?;
     let (way, because, files) =
         choose(qmp, &options, ran && options.resume, in_place, &fingerprint, &shared)?;
+    if ran && way == Way::LiveStream && fingerprint.misses_writes() {
+        return Err(QemuError::refused(format!(
+            "QEMU {} under TCG may miss what a running VM writes meanwhile: let it stand (`stop` in its monitor), capture it, and `cont`; or take \
+             QEMU 9.0 or newer",
+            fingerprint.version
+        )));
+    }
     let saved = settings::Settings::of(qmp)?;
     let file = File::options().read(true).write(true).create_new(true).open(options.image);
     let file = file.map_err(QemuError::io("make", options.image))?;

@@ -4,8 +4,12 @@ use super::super::error::QemuError;
 use super::super::qmp::Qmp;
 use serde_json::{Value, json};
 
-/// Parameters that a capture changes. The last came with QEMU 8.2.
-const PARAMETERS: [&str; 3] = ["max-bandwidth", "downtime-limit", "avail-switchover-bandwidth"];
+/// With this bandwidth at a switch-over, in bytes per second, a downtime limit of 1 ms is one byte. Came with QEMU 8.2.
+pub(super) const LOOK_BANDWIDTH: (&str, u64) = ("avail-switchover-bandwidth", 1000);
+/// Where nobody takes pages: enough for QEMU to stay alive. Bytes per second.
+pub(super) const HELD_BANDWIDTH: u64 = 16 << 10;
+/// Parameters that a capture changes.
+const PARAMETERS: [&str; 3] = ["max-bandwidth", "downtime-limit", LOOK_BANDWIDTH.0];
 
 pub(super) struct Settings {
     capabilities: Vec<(String, bool)>,
@@ -42,6 +46,28 @@ impl Settings {
             }
         }
     }
+}
+
+/// QEMU's own settings in place of those that a process which died has left: nobody knows what they were.
+pub(super) fn forget_ours(qmp: &mut Qmp) {
+    if let Err(error) = try_to_forget(qmp) {
+        tracing::warn!(%error, "a VM's migration settings could not be put right");
+    }
+}
+
+fn try_to_forget(qmp: &mut Qmp) -> Result<(), QemuError> {
+    let now = qmp.execute("query-migrate-parameters", Value::Null)?;
+    let is = |name: &str, ours: &[u64]| now[name].as_u64().is_some_and(|value| ours.contains(&value));
+    for (name, ours, own) in [
+        ("max-bandwidth", &[0, HELD_BANDWIDTH][..], 128 << 20),
+        ("downtime-limit", &[0, 1], 300),
+        (LOOK_BANDWIDTH.0, &[LOOK_BANDWIDTH.1], 0),
+    ] {
+        if is(name, ours) {
+            qmp.execute("migrate-set-parameters", json!({name: own}))?;
+        }
+    }
+    Ok(())
 }
 
 /// All capabilities off but these and `events`; bandwidth without limit.

@@ -15,10 +15,18 @@ pub(super) struct Versions {
     /// As `newer`, since last asked.
     pub(super) fresh: Bitmap,
     pub(super) answers: Vec<u8>,
+    /// Pages of any version.
+    pub(super) pages: u64,
 }
 
 impl Versions {
+    /// What has come so far, but for empty sections: grows as long as anything does.
+    pub(super) fn taken(&self) -> u64 {
+        self.pages + self.sink.tail().len() as u64
+    }
+
     pub(super) fn event(&mut self, event: Event<'_>) -> Result<(), QemuError> {
+        self.pages += u64::from(matches!(event, Event::Page(..) | Event::Zero(_)));
         match event {
             Event::Command(Command::Ping(number)) => {
                 self.answers.extend(ReturnMessage::Pong(number).encode());

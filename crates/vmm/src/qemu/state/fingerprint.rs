@@ -88,6 +88,14 @@ impl Fingerprint {
         })
     }
 
+    /// Whether a migration may miss what a running VM writes: QEMU before 9.0 leaves the TLBs of emulated CPUs as they are when it looks
+    /// at what has changed (its commit 03bfc2188f, "physmem: Fix migration dirty bitmap coherency with TCG").
+    #[must_use]
+    pub fn misses_writes(&self) -> bool {
+        let major: u32 = self.version.split('.').next().and_then(|major| major.parse().ok()).unwrap_or(0);
+        self.accelerator == "tcg" && major < 9
+    }
+
     /// Reads what [`super::DeviceState::offer`] wrote.
     ///
     /// # Errors
