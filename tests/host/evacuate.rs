@@ -276,19 +276,20 @@ fn a_running_vm_moves_in_each_mode_without_loss_and_with_one_percent() {
             std::thread::sleep(Duration::from_millis(5));
         }
         let sent = sending.finish();
+        // Both at once: while pages move.
+        assert!(nice.contains(&[URGENT.parse().ok(); 2]), "{nice:?}: {}", sent.said);
+        say(mode, &evacuation.status(0));
+        println!("{}", evacuation.fleet.receiver(1).said());
+        let sent = sent.ok();
+        check_report(&sent, 1, 128 << 8);
         if mode == "precopy" {
-            let leaver = &evacuation.status(0)["figures"];
+            let leaver = &sent.report["departures"][0];
             let pages = |what: &str| leaver[what].as_u64().expect("a number");
             assert!(
                 pages("late_pages") < pages("stale_pages"),
                 "what a round brought is not sent again: {leaver}"
             );
         }
-        // Both at once: while pages move.
-        assert!(nice.contains(&[URGENT.parse().ok(); 2]), "{nice:?}: {}", sent.said);
-        say(mode, &evacuation.status(0));
-        println!("{}", evacuation.fleet.receiver(1).said());
-        check_report(&sent.ok(), 1, 128 << 8);
         evacuation.check_moved(0);
         evacuation.check_nothing_left();
         let deadline = Instant::now() + PATIENCE;
@@ -322,7 +323,7 @@ fn a_host_that_was_away_between_rounds_of_precopy_gets_all_that_changed() {
     let Some(mut evacuation) = Evacuation::of(TEST, 1, 1, machine.with(&["-append", SLOW])) else { return };
     evacuation.start_receivers();
     let plan = evacuation.plan();
-    let args = ["--mode", "precopy", "--downtime-limit", "400", "--rate", "40M"];
+    let args = ["--mode", "precopy", "--downtime-limit", "400", "--precopy-timeout", "50", "--rate", "40M"];
     let sending = evacuation.fleet.send(&plan, &args);
     let deadline = Instant::now() + PATIENCE;
     while evacuation.status(0)["figures"]["rounds"].as_u64().unwrap_or(0) == 0 {
@@ -331,12 +332,12 @@ fn a_host_that_was_away_between_rounds_of_precopy_gets_all_that_changed() {
     }
     // The system breaks its connection, which both ends find out at once.
     let broken = evacuation.fleet.lab.host(1).command("ss").args(["-K", "state", "established"]).output();
-    assert!(broken.expect("ss, of iproute2").status.success());
+    let broken = broken.expect("ss, of iproute2");
+    assert!(String::from_utf8_lossy(&broken.stdout).contains("tcp"), "none was broken: {broken:?}");
     let sent = sending.finish().ok();
     say("precopy", &evacuation.status(0));
     check_report(&sent, 1, 96 << 8);
     let leaver = &sent.report["departures"][0];
-    assert!(leaver["rounds"].as_u64() > Some(0), "{leaver}");
-    assert_eq!(leaver["late_pages"], leaver["stale_pages"], "nobody knows what of the rounds came: {leaver}");
+    assert!(leaver["rounds"].as_u64() > Some(1), "one more, which told it all: {leaver}");
     evacuation.check_moved(0);
 }

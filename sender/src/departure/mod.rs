@@ -145,7 +145,7 @@ pub enum Mode {
 pub struct Pace {
     /// How it leaves.
     pub mode: Mode,
-    /// Pre-copy: it is stopped when what is left takes no longer than this.
+    /// Pre-copy: it is stopped when what is left takes no longer than half of this.
     pub downtime_limit: Duration,
     /// Hybrid: it is stopped after so long at the latest. Pre-copy: it stays here if it cannot be stopped until then.
     pub precopy_timeout: Duration,

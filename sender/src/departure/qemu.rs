@@ -137,11 +137,12 @@ impl QemuDeparture {
         let mut qmp = Qmp::connect(&leaving.monitor, MONITOR_WITHIN)?;
         if journal.find(&leaving.vm)?.is_some() {
             resume_stopped(&mut qmp)?;
+            journal.forget(&leaving.vm)?;
         }
+        files.remove();
         if follows {
             may_be_followed(&mut qmp)?;
         }
-        files.remove();
         std::fs::create_dir_all(memory)
             .map_err(|source| DepartureError::File { path: memory.to_owned(), source })?;
         journal.begin(leaving)?;

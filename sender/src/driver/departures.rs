@@ -21,6 +21,7 @@ impl Transfer {
                 let leaver = &mut self.departures.list[index];
                 leaver.accepted = true;
                 leaver.missed = leaver.figures.rounds > 0;
+                leaver.brought_from = None;
                 self.departure_input(index, Input::Connected);
             }
         }
@@ -137,7 +138,9 @@ impl Transfer {
         let leaver = &self.departures.list[index];
         let (Some(stood), Some(late)) = (leaver.stood.clone(), leaver.late().cloned()) else { return };
         let (vm, host) = (leaver.vm, leaver.host);
-        self.departures.list[index].figures.late_pages = late.count();
+        if leaver.state == State::Paused {
+            self.departures.list[index].figures.late_pages = late.count();
+        }
         self.tell_stale(index, &late);
         let attachments = stood.attachments.iter().map(|(name, bytes)| attachment_offer(name, bytes));
         self.say_of(index, SourceWord::State { attachments: attachments.collect() });
@@ -209,10 +212,13 @@ impl Transfer {
         let since = leaver.looked_at.map_or(now, |at| now.saturating_sub(at)).max(Duration::from_millis(1));
         leaver.figures.dirty_pages_per_s = per_second(newest.fresh.count(), since);
         leaver.figures.rounds += 1;
+        // One that is away is told all once it is back.
+        let all = leaver.accepted && std::mem::take(&mut leaver.missed);
+        let pages = if all { newest.stale } else { newest.fresh };
         let (vm, host) = (leaver.vm, leaver.host);
         self.guests.newest.insert(vm, newest.source);
-        self.tell_stale(index, &newest.fresh);
-        self.guests.service.push(host, vm, &newest.fresh, true);
+        self.tell_stale(index, &pages);
+        self.guests.service.push(host, vm, &pages, true);
     }
 
     fn stood(&mut self, index: usize, stood: Stood) {

@@ -82,7 +82,7 @@ pub(super) struct Leaver {
     pub(super) epoch: u32,
     /// Its host is connected and has accepted.
     pub(super) accepted: bool,
-    /// Its host may not have been told of all looks at what changed, as it was not connected all the while.
+    /// Its host may not have been told of all looks at what changed, as it was not connected all the while: the next one tells it all.
     pub(super) missed: bool,
     /// What the actor has not answered.
     pub(super) pending: u32,

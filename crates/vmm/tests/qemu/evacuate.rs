@@ -130,6 +130,8 @@ fn a_departing_vm_can_go_on_until_it_has_settled_and_its_pages_are_told_apart_by
     vm.follow(Duration::from_millis(1)).unwrap();
     source.qmp.execute("stop", Value::Null).unwrap();
     vm.follow(Duration::from_millis(200)).unwrap();
+    let state = source.qmp.execute("query-status", Value::Null).unwrap();
+    assert_eq!(state["status"], "finish-migrate", "it switches over");
     vm.follow(Duration::from_millis(1)).unwrap();
     assert!(!vm.stop().unwrap().devices.is_empty());
     vm.resume().unwrap();

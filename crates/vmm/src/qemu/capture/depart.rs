@@ -23,29 +23,26 @@
 use super::super::error::QemuError;
 use super::super::qmp::Qmp;
 use super::super::state::{DeviceState, Fingerprint};
-use super::super::stream::{BlockPlan, Parser, ReturnMessage, split_tail};
+use super::super::stream::{BlockPlan, ReturnMessage, StreamError};
+use super::incoming::Incoming;
 use super::live::Sink;
 use super::ram_file::RamFile;
 use super::settings::{self, HELD_BANDWIDTH, LOOK_BANDWIDTH, Settings};
 use super::versions::Versions;
 use super::{driver, readiness};
 use crate::lazy::LazyError;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 use pages::Bitmap;
 use serde_json::{Value, json};
 use std::fs::File;
-use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-const BUFFER_BYTES: usize = 1 << 20;
+/// How long a look at the socket waits for it at most; while the monitor is asked something.
 const POLL_MS: u16 = 10;
-/// A tail without a description that nothing follows for so long is whole.
-const QUIET: Duration = Duration::from_millis(60);
+const POLL_ASKING_MS: u16 = 1;
 /// Longest time without a page or device state of a source that is to send.
 const STALL_WITHIN: Duration = Duration::from_secs(60);
 /// How often QEMU is asked whether it has looked at what changed.
@@ -60,39 +57,11 @@ pub struct DepartFiles {
     pub newer: PathBuf,
 }
 
-/// Whether anything of use still comes. (QEMU that has nothing to send sends empty sections.)
-struct Progress {
-    taken: u64,
-    at: Instant,
-}
-
-impl Progress {
-    fn new() -> Self {
-        Self { taken: 0, at: Instant::now() }
-    }
-
-    fn note(&mut self, taken: u64, what: &'static str) -> Result<(), QemuError> {
-        if taken != self.taken {
-            (self.taken, self.at) = (taken, Instant::now());
-        }
-        if self.at.elapsed() > STALL_WITHIN {
-            return Err(QemuError::TimedOut { what, within: STALL_WITHIN });
-        }
-        Ok(())
-    }
-}
-
 /// See the module's text.
 pub struct DepartingVm {
     qmp: Qmp,
     saved: Settings,
-    socket: Option<UnixStream>,
-    parser: Parser,
-    buffer: Vec<u8>,
-    len: usize,
-    sink: Versions,
-    path: PathBuf,
-    stream_bytes: u64,
+    incoming: Incoming,
     stopped_at: Option<Instant>,
 }
 
@@ -116,7 +85,7 @@ impl DepartingVm {
             let _ = std::fs::remove_file(&files.newer);
         };
         let begun = Self::start(&mut qmp, files, &fingerprint);
-        let (socket, sink) = match begun {
+        let (socket, versions) = match begun {
             Ok(begun) => begun,
             Err(error) => {
                 driver::abandon(&mut qmp, true);
@@ -128,18 +97,8 @@ impl DepartingVm {
         let huge = fingerprint.blocks.iter().filter(|row| row.page_size != super::super::stream::PAGE_BYTES);
         let plan =
             BlockPlan { huge: huge.map(|row| (row.id.clone(), row.page_size)).collect(), postcopy: false };
-        let mut vm = Self {
-            qmp,
-            saved,
-            socket: Some(socket),
-            parser: Parser::new(plan),
-            buffer: vec![0; BUFFER_BYTES],
-            len: 0,
-            sink,
-            path: files.first.clone(),
-            stream_bytes: 0,
-            stopped_at: None,
-        };
+        let incoming = Incoming::new(socket, plan, versions, files.first.clone());
+        let mut vm = Self { qmp, saved, incoming, stopped_at: None };
         let first_pass = vm.first_pass(cancel).and_then(|()| vm.hold());
         if let Err(error) = first_pass {
             if let Err(other) = vm.resume() {
@@ -188,86 +147,77 @@ impl DepartingVm {
     }
 
     fn first_pass(&mut self, cancel: &AtomicBool) -> Result<(), QemuError> {
-        let mut progress = Progress::new();
-        while self.sink.seen.is_empty() || !self.sink.seen.is_full() {
+        self.incoming.expect();
+        while self.incoming.versions.seen.is_empty() || !self.incoming.versions.seen.is_full() {
             if cancel.load(Relaxed) {
                 let reason = "it was cancelled here".to_owned();
                 return Err(QemuError::Migration { status: "cancelled".to_owned(), reason });
             }
-            self.turn()?;
-            progress.note(self.sink.taken(), "any page")?;
+            self.turn("any page")?;
         }
-        self.sink.sink.ram.flush()?;
-        self.sink.newer_file.flush()
+        self.incoming.versions.sink.ram.flush()?;
+        self.incoming.versions.newer_file.flush()
     }
 
     /// Nobody takes pages for now.
     fn hold(&mut self) -> Result<(), QemuError> {
-        let held = json!({"max-bandwidth": HELD_BANDWIDTH, "downtime-limit": 0});
-        self.qmp.execute("migrate-set-parameters", held)?;
-        Ok(())
+        self.set(json!({"max-bandwidth": HELD_BANDWIDTH, "downtime-limit": 0}))
     }
 
     /// Takes what changed, for so long at least; the pages that are newer in `newer` than they were when this was last asked. The VM
-    /// runs on. Not for those that [`may_be_followed`] refuses: their pages may be wrong afterwards.
+    /// runs on. Not for those that [`may_be_followed`](super::may_be_followed) refuses: their pages may be wrong afterwards.
     ///
     /// # Errors
     ///
     /// QEMU's, the stream's, the system's.
     pub fn follow(&mut self, within: Duration) -> Result<Bitmap, QemuError> {
-        // Stopped by its owner or by itself, it needs no leave to switch over; while it does, its monitor does not answer.
-        if self.parser.in_tail() {
-            return Ok(self.take_fresh());
-        }
         let mut looking = json!({"max-bandwidth": 0, "downtime-limit": 1});
         if self.saved.knows(LOOK_BANDWIDTH.0) {
             looking[LOOK_BANDWIDTH.0] = LOOK_BANDWIDTH.1.into();
         }
         let looks = self.looks()?;
-        self.qmp.execute("migrate-set-parameters", looking)?;
+        self.set(looking)?;
         let mut ask_at = Instant::now() + within;
-        let mut progress = Progress::new();
-        loop {
-            self.turn()?;
-            progress.note(self.sink.taken(), "a look at what changed")?;
-            if self.parser.in_tail() {
-                break;
-            }
+        self.incoming.expect();
+        // Stopped by its owner or by itself, it needs no leave to switch over.
+        while !self.incoming.in_tail() {
+            self.turn("a look at what changed")?;
             if Instant::now() >= ask_at {
                 // The second one comes when all that the first one found was sent.
                 if self.looks()? >= looks + 2 {
-                    self.hold()?;
                     break;
                 }
                 ask_at = Instant::now() + ASK_EVERY;
             }
         }
-        self.sink.newer_file.flush()?;
+        self.hold()?;
+        self.incoming.versions.newer_file.flush()?;
         Ok(self.take_fresh())
     }
 
     /// How often QEMU has looked at what changed.
     fn looks(&mut self) -> Result<u64, QemuError> {
-        let answer = self.qmp.execute("query-migrate", Value::Null)?;
+        let answer = self.ask("query-migrate", Value::Null)?;
         Ok(answer["ram"]["dirty-sync-count"].as_u64().unwrap_or(0))
     }
 
     fn take_fresh(&mut self) -> Bitmap {
-        let empty = Bitmap::new(self.sink.fresh.len());
-        std::mem::replace(&mut self.sink.fresh, empty)
+        let fresh = &mut self.incoming.versions.fresh;
+        let empty = Bitmap::new(fresh.len());
+        std::mem::replace(fresh, empty)
     }
 
     /// Pages of `first` that are not the newest, and those that became so since `follow` or this was last called.
     #[must_use]
     pub fn newer(&mut self) -> (Bitmap, Bitmap) {
-        (self.sink.newer.clone(), self.take_fresh())
+        (self.incoming.versions.newer.clone(), self.take_fresh())
     }
 
     /// What is known of its state while it runs: a [`DeviceState`] without devices. What hosts are asked about before anything is
     /// sent, and what their QEMUs are fed under ([`crate::qemu::Emitter::start_ahead`]).
     #[must_use]
     pub fn outline(&self) -> DeviceState {
-        self.sink.sink.outline()
+        self.incoming.versions.sink.outline()
     }
 
     /// Stops the VM, and takes the rest of its memory and its device state.
@@ -277,26 +227,15 @@ impl DepartingVm {
     /// As [`follow`](Self::follow); then [`resume`](Self::resume) is to be called.
     pub fn stop(&mut self) -> Result<DeviceState, QemuError> {
         self.stopped_at = Some(Instant::now());
-        if !self.parser.in_tail() {
-            // What is left of an earlier look is sent while it runs on, and then it stops: at once, if nothing is left.
-            self.qmp.execute("migrate-set-parameters", json!({"max-bandwidth": 0, "downtime-limit": 0}))?;
-            self.sink.answers.extend(ReturnMessage::SwitchoverAck.encode());
+        // What is left of an earlier look is sent while it runs on, and then it stops: at once, if nothing is left.
+        self.set(json!({"max-bandwidth": 0, "downtime-limit": 0}))?;
+        self.incoming.answer(&ReturnMessage::SwitchoverAck);
+        self.incoming.expect();
+        while self.incoming.tail().is_none() {
+            self.turn("the device state")?;
         }
-        let mut progress = Progress::new();
-        loop {
-            self.turn()?;
-            progress.note(self.sink.taken(), "the device state")?;
-            let tail = self.sink.sink.tail();
-            if self.parser.in_tail() && self.len == 0
-                && let Ok(parts) = split_tail(tail)
-                // A description ends with its length; a bare end mark could be any zero byte.
-                && (!parts.description.is_empty() || progress.at.elapsed() > QUIET)
-            {
-                break;
-            }
-        }
-        self.sink.newer_file.flush()?;
-        self.sink.sink.state()
+        self.incoming.versions.newer_file.flush()?;
+        self.incoming.versions.sink.state()
     }
 
     /// The VM stands for good: QEMU is told that everything arrived.
@@ -305,16 +244,16 @@ impl DepartingVm {
     ///
     /// QEMU's, if it thinks otherwise; then it may run on by itself, and [`resume`](Self::resume) is to be called.
     pub fn settle(&mut self) -> Result<(), QemuError> {
-        self.sink.answers.extend(ReturnMessage::Shut(0).encode());
+        self.incoming.answer(&ReturnMessage::Shut(0));
         let deadline = Instant::now() + STALL_WITHIN;
-        while !self.sink.answers.is_empty() {
+        while !self.incoming.has_answered() {
             if Instant::now() > deadline {
                 return Err(QemuError::TimedOut { what: "room for the last word", within: STALL_WITHIN });
             }
-            self.write_answers()?;
+            self.incoming.write_answers()?;
         }
         driver::completed(&mut self.qmp)?;
-        self.socket = None;
+        self.incoming.close();
         Ok(())
     }
 
@@ -325,7 +264,7 @@ impl DepartingVm {
     /// QEMU's: then it stands, or is gone.
     pub fn resume(&mut self) -> Result<(), QemuError> {
         // A migration that is not over fails by this, and QEMU lets the VM run on.
-        self.socket = None;
+        self.incoming.close();
         driver::abandon(&mut self.qmp, true);
         self.saved.restore(&mut self.qmp);
         let running = self.qmp.execute("query-status", Value::Null)?["running"] == true;
@@ -345,7 +284,7 @@ impl DepartingVm {
     /// Bytes of QEMU's stream so far.
     #[must_use]
     pub fn stream_bytes(&self) -> u64 {
-        self.stream_bytes
+        self.incoming.bytes
     }
 
     /// When it was told to stop.
@@ -354,55 +293,35 @@ impl DepartingVm {
         self.stopped_at
     }
 
-    /// Reads and answers once.
-    fn turn(&mut self) -> Result<(), QemuError> {
-        self.write_answers()?;
-        let Some(socket) = &mut self.socket else {
-            return Err(QemuError::refused("its stream is over"));
-        };
-        let events = if self.sink.answers.is_empty() {
-            PollFlags::POLLIN
-        } else {
-            PollFlags::POLLIN | PollFlags::POLLOUT
-        };
-        let mut fds = [PollFd::new(socket.as_fd(), events)];
-        match poll(&mut fds, PollTimeout::from(POLL_MS)) {
-            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-            Err(error) => return Err(QemuError::io("wait for", &self.path)(error.into())),
-        }
-        let came = match socket.read(&mut self.buffer[self.len..]) {
-            Ok(0) => return Err(self.cut_off()),
-            Ok(more) => more,
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => 0,
-            Err(error) => return Err(QemuError::io("read the stream of", &self.path)(error)),
-        };
-        self.len += came;
-        self.stream_bytes += came as u64;
-        let sink = &mut self.sink;
-        let used = self.parser.feed(&self.buffer[..self.len], |event| sink.event(event))?;
-        self.buffer.copy_within(used..self.len, 0);
-        self.len -= used;
-        Ok(())
-    }
-
-    /// QEMU's own reason is better than ours, if it has one.
-    fn cut_off(&mut self) -> QemuError {
-        match driver::completed(&mut self.qmp) {
-            Err(error) => error,
-            Ok(()) => self.parser.cut_off().into(),
-        }
-    }
-
-    fn write_answers(&mut self) -> Result<(), QemuError> {
-        let Some(socket) = &mut self.socket else { return Ok(()) };
-        while !self.sink.answers.is_empty() {
-            match socket.write(&self.sink.answers) {
-                Ok(len) => drop(self.sink.answers.drain(..len)),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(QemuError::io("answer the source of", &self.path)(error)),
+    /// Reads and answers once. It fails if nothing of use has come for too long.
+    fn turn(&mut self, what: &'static str) -> Result<(), QemuError> {
+        match self.incoming.turn(POLL_MS) {
+            // QEMU's own reason is better than ours, if it has one.
+            Err(error @ QemuError::Stream(StreamError::CutOff { .. })) => {
+                driver::completed(&mut self.qmp)?;
+                Err(error)
             }
+            Ok(()) if self.incoming.quiet_for() > STALL_WITHIN => {
+                Err(QemuError::TimedOut { what, within: STALL_WITHIN })
+            }
+            other => other,
         }
-        Ok(())
+    }
+
+    fn set(&mut self, parameters: Value) -> Result<(), QemuError> {
+        self.ask("migrate-set-parameters", parameters).map(drop)
+    }
+
+    /// Has QEMU do something, and reads on meanwhile: one that switches over, which it may do by itself if somebody stops the VM, answers
+    /// only when its pages are taken.
+    fn ask(&mut self, command: &str, arguments: Value) -> Result<Value, QemuError> {
+        let Self { qmp, incoming, .. } = self;
+        std::thread::scope(|scope| {
+            let asking = scope.spawn(|| qmp.execute(command, arguments));
+            while !asking.is_finished() {
+                incoming.turn(POLL_ASKING_MS)?;
+            }
+            Ok(asking.join().expect("asking does not panic")?)
+        })
     }
 }

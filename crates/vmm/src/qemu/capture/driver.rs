@@ -2,7 +2,6 @@
 
 use super::super::error::QemuError;
 use super::super::qmp::{Qmp, QmpEvent};
-use super::super::state::Fingerprint;
 use super::{CaptureOptions, settings};
 use serde_json::{Value, json};
 use std::os::unix::net::UnixStream;
@@ -147,22 +146,6 @@ pub(super) fn pause_seen(qmp: &mut Qmp) -> Result<Duration, QemuError> {
         (Some(stop), Some(resume)) => resume.saturating_sub(stop),
         _ => Duration::ZERO,
     })
-}
-
-/// Whether a VM can be [followed](super::DepartingVm::follow).
-///
-/// # Errors
-///
-/// [`QemuError::Refused`] if its QEMU may miss what it writes; the monitor's.
-pub fn may_be_followed(qmp: &mut Qmp) -> Result<(), QemuError> {
-    let fingerprint = Fingerprint::of(qmp)?;
-    if fingerprint.misses_writes() {
-        return Err(QemuError::refused(format!(
-            "QEMU {} under TCG may miss what it writes while it is followed: let it leave by hybrid or postcopy, or take QEMU 9.0 or newer",
-            fingerprint.version
-        )));
-    }
-    Ok(())
 }
 
 /// A VM that an earlier process took: its QEMU stands, or has run on by itself.

@@ -21,7 +21,7 @@ use super::live::Sink;
 use super::patience::Patience;
 use super::ram_file::RamFile;
 use super::settings::{self, Settings};
-use super::{CaptureFigures, driver, readiness};
+use super::{CaptureFigures, driver, readiness, sees_writes};
 use crate::lazy::{LazyError, LazyImage, Origin};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -89,6 +89,7 @@ pub fn evacuate(
         return Err(QemuError::refused("it stands: capture it, as nothing is gained by post-copy"));
     }
     let fingerprint = Fingerprint::of(qmp)?;
+    sees_writes(&fingerprint)?;
     let saved = Settings::of(qmp)?;
     let file = File::options().read(true).write(true).create_new(true).open(options.image);
     let file = file.map_err(QemuError::io("make", options.image))?;

@@ -14,6 +14,7 @@ mod depart;
 mod driver;
 mod evacuate;
 mod in_place;
+mod incoming;
 mod live;
 mod mapped;
 mod patience;
@@ -24,7 +25,7 @@ mod standing;
 mod versions;
 
 pub use depart::{DepartFiles, DepartingVm};
-pub use driver::{may_be_followed, resume_stopped};
+pub use driver::resume_stopped;
 pub use evacuate::{EvacuateOptions, Evacuated, Switched, evacuate};
 pub use live::import_stream;
 pub use mapped::import_mapped_ram;
@@ -207,12 +208,8 @@ fn take(qmp: &mut Qmp, mut options: CaptureOptions<'_>, in_place: bool) -> Resul
     let shared = shared::backing_files(qmp, &fingerprint)?;
     let (way, because, files) =
         choose(qmp, &options, ran && options.resume, in_place, &fingerprint, &shared)?;
-    if ran && way == Way::LiveStream && fingerprint.misses_writes() {
-        return Err(QemuError::refused(format!(
-            "QEMU {} under TCG may miss what a running VM writes meanwhile: let it stand (`stop` in its monitor), capture it, and `cont`; or take \
-             QEMU 9.0 or newer",
-            fingerprint.version
-        )));
+    if ran {
+        sees_writes(&fingerprint)?;
     }
     let saved = settings::Settings::of(qmp)?;
     let file = File::options().read(true).write(true).create_new(true).open(options.image);
@@ -247,6 +244,27 @@ fn take(qmp: &mut Qmp, mut options: CaptureOptions<'_>, in_place: bool) -> Resul
     figures.total = start.elapsed();
     let captured = Captured { image: options.image.to_owned(), format, state, way, because, figures };
     Ok(Taken { captured, files, ran })
+}
+
+/// Whether a VM can be [followed](DepartingVm::follow).
+///
+/// # Errors
+///
+/// [`QemuError::Refused`] if its QEMU may miss what it writes; the monitor's.
+pub fn may_be_followed(qmp: &mut Qmp) -> Result<(), QemuError> {
+    sees_writes(&Fingerprint::of(qmp)?)
+}
+
+/// Refuses a QEMU that may miss what a VM writes while it is read.
+fn sees_writes(fingerprint: &Fingerprint) -> Result<(), QemuError> {
+    if fingerprint.misses_writes() {
+        return Err(QemuError::refused(format!(
+            "QEMU {} under TCG may miss what a running VM writes: let it stand while it is captured (`stop` in its monitor), or leave by hybrid \
+             or postcopy; or take QEMU 9.0 or newer",
+            fingerprint.version
+        )));
+    }
+    Ok(())
 }
 
 /// Whether the VM runs; refuses one that is in no state to be taken.

@@ -67,6 +67,10 @@ fn try_to_forget(qmp: &mut Qmp) -> Result<(), QemuError> {
             qmp.execute("migrate-set-parameters", json!({name: own}))?;
         }
     }
+    // A destination that does not know the first would wait for ever to be switched over to.
+    if qmp.capabilities()?.contains(&("switchover-ack".to_owned(), true)) {
+        qmp.set_capabilities(&[("switchover-ack", false), ("return-path", false)])?;
+    }
     Ok(())
 }
 

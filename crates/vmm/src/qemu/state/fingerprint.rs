@@ -92,8 +92,7 @@ impl Fingerprint {
     /// at what has changed (its commit 03bfc2188f, "physmem: Fix migration dirty bitmap coherency with TCG").
     #[must_use]
     pub fn misses_writes(&self) -> bool {
-        let major: u32 = self.version.split('.').next().and_then(|major| major.parse().ok()).unwrap_or(0);
-        self.accelerator == "tcg" && major < 9
+        self.accelerator == "tcg" && release(&self.version) < (9, 0)
     }
 
     /// Reads what [`super::DeviceState::offer`] wrote.
@@ -213,4 +212,19 @@ fn row(line: &str) -> Option<RamBlockRow> {
     let mut name: Vec<&str> = fields.collect();
     name.reverse();
     Some(RamBlockRow { id: name.join(" "), page_size, used, max })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn emulated_guests_of_old_qemus_may_write_unseen() {
+        let misses = |accelerator: &str, version: &str| {
+            let (accelerator, version) = (accelerator.to_owned(), version.to_owned());
+            Fingerprint { accelerator, version, ..Fingerprint::default() }.misses_writes()
+        };
+        assert!(misses("tcg", "8.2.2") && misses("tcg", "7.2.22") && misses("tcg", "what"));
+        assert!(!misses("tcg", "9.0.0") && !misses("tcg", "10.0.2") && !misses("kvm", "8.1.0"));
+    }
 }
