@@ -231,7 +231,7 @@ impl DepartingVm {
         self.set(json!({"max-bandwidth": 0, "downtime-limit": 0}))?;
         self.incoming.answer(&ReturnMessage::SwitchoverAck);
         self.incoming.expect();
-        while self.incoming.tail().is_none() {
+        while !self.incoming.is_whole() {
             self.turn("the device state")?;
         }
         self.incoming.versions.newer_file.flush()?;

@@ -1,7 +1,7 @@
 //! The stream of a VM that leaves, as it comes.
 
 use super::super::error::QemuError;
-use super::super::stream::{BlockPlan, Parser, ReturnMessage, Tail, split_tail};
+use super::super::stream::{BlockPlan, Parser, ReturnMessage, split_tail};
 use super::versions::Versions;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::io::{self, Read, Write};
@@ -52,11 +52,13 @@ impl Incoming {
         self.parser.in_tail()
     }
 
-    /// The devices, once they are whole.
-    pub(super) fn tail(&self) -> Option<Tail<'_>> {
-        let tail = split_tail(self.versions.sink.tail()).ok().filter(|_| self.in_tail() && self.len == 0)?;
-        // A description ends with its length; a bare end mark could be any zero byte.
-        (!tail.description.is_empty() || self.quiet_for() > QUIET).then_some(tail)
+    /// Whether the devices have come, too.
+    pub(super) fn is_whole(&self) -> bool {
+        self.in_tail()
+            && self.len == 0
+            // A description ends with its length; a bare end mark could be any zero byte.
+            && split_tail(self.versions.sink.tail())
+                .is_ok_and(|tail| !tail.description.is_empty() || self.quiet_for() > QUIET)
     }
 
     /// From now on something is to come.
