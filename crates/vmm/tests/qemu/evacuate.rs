@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use vmm::lazy::Origin;
-use vmm::qemu::capture::{DepartFiles, DepartingVm, EvacuateOptions, evacuate};
+use vmm::qemu::capture::{DepartFiles, DepartingVm, EvacuateOptions, evacuate, resume_stopped};
 use vmm::qemu::{EmitMode, EmitOptions, Emitter, QemuError, Qmp, Vm};
 
 fn options(image: &std::path::Path) -> EvacuateOptions<'_> {
@@ -139,9 +139,18 @@ fn a_departing_vm_can_go_on_until_it_has_settled_and_its_pages_are_told_apart_by
     ticks_on(&mut source);
     // A process that dies before it settles leaves it running.
     let (mut vm, _) = depart("dropped");
+    vm.follow(Duration::from_millis(1)).unwrap();
     vm.stop().unwrap();
     drop(vm);
     ticks_on(&mut source);
+    // What it set in QEMU is put right by whoever comes next.
+    let mut next = Qmp::connect(&monitor, TICK_WITHIN).unwrap();
+    resume_stopped(&mut next).unwrap();
+    let set = next.execute("query-migrate-parameters", Value::Null).unwrap();
+    let own = json!([128 << 20, 300, 0]);
+    assert_eq!(json!([set["max-bandwidth"], set["downtime-limit"], set["avail-switchover-bandwidth"]]), own);
+    assert!(next.capabilities().unwrap().contains(&("switchover-ack".to_owned(), false)));
+    drop(next);
 
     let (mut vm, files) = depart("left");
     ticks_on(&mut source);
